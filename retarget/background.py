@@ -1,0 +1,226 @@
+"""The scene behind the person: mattes, the empty plate, camera shake. NumPy and OpenCV; no learning.
+
+A plate is the masked temporal median of the clip (Dance Dance Generation §3.4 averages; the median also forgets passing
+shadows), on frames aligned to the first one, with the places that were never seen filled from their surroundings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .types import Array, Image
+
+SHAKE = 0.004
+"""Camera motion (fraction of the picture's diagonal) below which frames are used as they are."""
+MOVING = 0.03
+"""Camera motion above which one plate cannot show the scene any more."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The empty scene.
+
+    image    (H, W, 3) uint8 RGB.
+    seen     (H, W) float32 in 0..1: share of the frames that show the scene here; 0 where it had to be filled.
+    motion   how far the camera moved, as a fraction of the picture's diagonal.
+    """
+
+    image: Image
+    seen: Array
+    motion: float
+
+    @property
+    def camera_moves(self) -> bool:
+        return self.motion > MOVING
+
+
+def guided_filter(guide: Array, source: Array, radius: int, eps: float) -> Array:
+    """Edge-preserving smoothing of `source` (H, W) along the edges of `guide` (H, W, 3), both float32 in 0..1.
+
+    He, Sun, Tang: Guided Image Filtering (ECCV 2010), Eqs. 14-16, colour guide.
+    """
+    box = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(x: Array) -> Array:
+        return np.asarray(cv2.blur(x, box), np.float32)
+
+    m_i, m_p = mean(guide), mean(source)
+    cov_ip = mean(guide * source[..., None]) - m_i * m_p[..., None]
+    outer = (guide[..., :, None] * guide[..., None, :]).reshape(*guide.shape[:2], 9)
+    m_outer = np.concatenate([mean(np.ascontiguousarray(outer[..., i : i + 3])) for i in (0, 3, 6)], 2)
+    sigma = m_outer.reshape(*guide.shape[:2], 3, 3) - m_i[..., :, None] * m_i[..., None, :]
+    sigma[..., range(3), range(3)] += eps
+    a = np.linalg.solve(sigma, cov_ip[..., None])[..., 0]
+    b = m_p - (a * m_i).sum(2)
+    return np.asarray((mean(a) * guide).sum(2) + mean(b), np.float32)
+
+
+def refine_matte(frame: Image, coarse: Array, plate: Plate | None = None) -> Array:
+    """Snap the estimator's soft mask to the picture's edges.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        coarse: (H, W) float32 in 0..1, the segmentation network's upsampled output.
+        plate: the empty scene, aligned with the frame; where it is known it tells person from background better than
+            the mask near the mask's border.
+
+    Returns:
+        (H, W) float32 in 0..1.
+    """
+    h, w = coarse.shape
+    person = coarse > 0.5
+    if not person.any():
+        return np.zeros_like(coarse)
+    ys, xs = np.nonzero(coarse > 0.1)
+    height = int(np.ptp(ys)) + 1
+    reach = max(2, round(0.012 * height))
+    y0, y1 = max(0, int(ys.min()) - 4 * reach), min(h, int(ys.max()) + 4 * reach + 1)
+    x0, x1 = max(0, int(xs.min()) - 4 * reach), min(w, int(xs.max()) + 4 * reach + 1)
+    rgb, soft = frame[y0:y1, x0:x1], coarse[y0:y1, x0:x1]
+    logit = np.log(np.clip(soft, 0.02, 0.98) / (1 - np.clip(soft, 0.02, 0.98)))
+    if plate is not None:
+        behind = plate.image[y0:y1, x0:x1]
+        lab = [cv2.cvtColor(x, cv2.COLOR_RGB2LAB).astype(np.float32) for x in (rgb, behind)]
+        # Lightness counts less: the person's own shadow changes it, and is not the person.
+        difference = np.sqrt((((lab[0] - lab[1]) * (0.5, 1, 1)) ** 2).sum(2))
+        difference = cv2.GaussianBlur(difference, (0, 0), 1.0)
+        known = np.clip(plate.seen[y0:y1, x0:x1] * 4, 0, 1)
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+        near = cv2.dilate((soft > 0.5).astype(np.uint8), kernel) - cv2.erode((soft > 0.5).astype(np.uint8), kernel)
+        evidence = np.clip((difference - 10) / 8, -0.7, 1.0)
+        logit = logit + near * known * 2.0 * np.where(evidence < 0, evidence * (soft < 0.8), evidence)
+    probability = np.asarray(1 / (1 + np.exp(-logit)), np.float32)
+    alpha = guided_filter(rgb.astype(np.float32) / 255, probability, max(2, reach), 3e-4)
+    alpha = np.clip((alpha - 0.25) / 0.5, 0, 1)
+    # Islands that hang on nothing are mistakes.
+    count, component, stats, _ = cv2.connectedComponentsWithStats((alpha > 0.3).astype(np.uint8))
+    if count > 2:
+        small_ones = np.nonzero(stats[:, cv2.CC_STAT_AREA] < 0.02 * stats[1:, cv2.CC_STAT_AREA].max())[0]
+        alpha[np.isin(component, small_ones)] = 0
+    out = np.zeros((h, w), np.float32)
+    out[y0:y1, x0:x1] = alpha
+    return out
+
+
+def unmix(frame: Image, matte: Array) -> Image:
+    """The person's own colours under a soft matte: near its border they are continued from inside.
+
+    Returns (H, W, 3) uint8: equal to `frame` where the matte is solid, extended outwards elsewhere, so that a moved part
+    brings no rim of its old background along.
+    """
+    solid = (matte > 0.95).astype(np.float32)
+    if solid.sum() < 20:
+        return frame
+    rgb = frame.astype(np.float32)
+    known, weight = rgb * solid[..., None], solid
+    filled, done = known.copy(), solid > 0
+    for sigma in (1.5, 3.0, 6.0, 12.0):
+        w = cv2.GaussianBlur(weight, (0, 0), sigma)
+        c = cv2.GaussianBlur(known, (0, 0), sigma) / np.maximum(w, 1e-6)[..., None]
+        new = ~done & (w > 0.02)
+        filled[new] = c[new]
+        done |= new
+    filled[~done] = rgb[~done]
+    keep = solid[..., None]
+    return np.asarray(np.clip(keep * rgb + (1 - keep) * filled, 0, 255), np.uint8)
+
+
+def fill_holes(image: Image, hole: npt.NDArray[np.bool_]) -> Image:
+    """Fill the pixels of `hole` (H, W) from their surroundings: coarse structure by inpainting a small copy, then the
+    borders at full size."""
+    if not hole.any():
+        return image
+    if hole.all():
+        return np.full_like(image, 127)
+    h, w = hole.shape
+    scale = min(1.0, 160 / max(h, w))
+    size = (max(4, round(w * scale)), max(4, round(h * scale)))
+    weight = cv2.resize((~hole).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image.astype(np.float32) * ~hole[..., None], size, interpolation=cv2.INTER_AREA)
+    small = np.clip(small / np.maximum(weight, 1e-3)[..., None], 0, 255).astype(np.uint8)
+    small = cv2.inpaint(small, (weight < 0.05).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    big = cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
+    soft = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.5)
+    mix = np.maximum(soft, hole)[..., None]
+    return np.asarray(np.clip(image * (1 - mix) + big * mix, 0, 255), np.uint8)
+
+
+def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> Array | None:
+    """The similarity (2, 3) float32 that carries `frame`'s pixels onto `first`'s, from background corners outside of
+    `person` (H, W, the union of both persons); None when too little of the background can be followed."""
+    grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (first, frame)]
+    allowed = (~person).astype(np.uint8) * 255
+    corners = cv2.goodFeaturesToTrack(grey[0], 300, 0.01, 7, mask=allowed)
+    if corners is None or len(corners) < 12:
+        return None
+    moved, ok, _ = cv2.calcOpticalFlowPyrLK(grey[0], grey[1], corners, None, winSize=(21, 21), maxLevel=4)
+    back, ok2, _ = cv2.calcOpticalFlowPyrLK(grey[1], grey[0], moved, None, winSize=(21, 21), maxLevel=4)
+    good = (ok[:, 0] > 0) & (ok2[:, 0] > 0) & (np.abs(back - corners).max((1, 2)) < 1)
+    if good.sum() < 12:
+        return None
+    matrix, inliers = cv2.estimateAffinePartial2D(moved[good], corners[good], ransacReprojThreshold=1.5)
+    if matrix is None or inliers.sum() < max(10, 0.4 * good.sum()):
+        return None
+    return np.asarray(matrix, np.float32)
+
+
+def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
+    """The empty scene out of frames with a person in them.
+
+    Args:
+        frames: N pictures (H, W, 3) uint8 RGB of one camera; a moderate number (≤ 64) spread over the clip is best.
+        masks: N coarse person masks (H, W) float32 in 0..1.
+    """
+    h, w = frames[0].shape[:2]
+    diagonal = float(np.hypot(h, w))
+    reach = max(3, round(0.02 * h))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    person = [cv2.dilate((m > 0.15).astype(np.uint8), kernel) > 0 for m in masks]
+    corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]], np.float32)
+    anchor = len(frames) // 2
+    stack, free, moves = [], [], []
+    for frame, mine in zip(frames, person, strict=True):
+        matrix = camera_motion(frames[anchor], frame, person[anchor] | mine) if frame is not frames[anchor] else None
+        shift = 0.0 if matrix is None else float(np.abs(corners @ matrix.T - corners[:, :2]).max()) / diagonal
+        moves.append(shift)
+        if matrix is not None and shift > SHAKE:
+            frame = cv2.warpAffine(frame, matrix, (w, h), flags=cv2.INTER_LINEAR)
+            mine = cv2.warpAffine(mine.astype(np.uint8), matrix, (w, h), borderValue=1) > 0
+        stack.append(frame)
+        free.append(~mine)
+    seen = np.mean(free, axis=0, dtype=np.float32)
+    image = np.empty_like(frames[0])
+    for top in range(0, h, 64):  # in strips: the sort needs every frame at once
+        rows = slice(top, top + 64)
+        values = np.stack([s[rows] for s in stack]).astype(np.int16)
+        ok = np.stack([f[rows] for f in free])
+        values[~ok] = 1000
+        values.sort(axis=0)
+        count = np.maximum(ok.sum(0), 1)
+        low, high = (count - 1) // 2, count // 2
+        pick = [np.take_along_axis(values, n[None, ..., None].repeat(3, -1), 0)[0] for n in (low, high)]
+        image[rows] = np.clip((pick[0] + pick[1] + 1) // 2, 0, 255)
+    image = fill_holes(image, seen == 0)
+    return Plate(image, seen, float(np.quantile(moves, 0.9)))
+
+
+def solid_colour(code: str, size: tuple[int, int]) -> Image:
+    """A plain plate of `#rrggbb` in `size` (width, height)."""
+    value = int(code.lstrip("#"), 16)
+    colour = np.array([value >> 16 & 255, value >> 8 & 255, value & 255], np.uint8)
+    return np.broadcast_to(colour, (size[1], size[0], 3)).copy()
+
+
+def cover(image: Image, size: tuple[int, int]) -> Image:
+    """`image` scaled to cover `size` (width, height) and cropped around its centre."""
+    h, w = image.shape[:2]
+    scale = max(size[0] / w, size[1] / h)
+    new = (max(size[0], round(w * scale)), max(size[1], round(h * scale)))
+    image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    x, y = (new[0] - size[0]) // 2, (new[1] - size[1]) // 2
+    return np.ascontiguousarray(image[y : y + size[1], x : x + size[0]])

@@ -1,0 +1,116 @@
+"""The interface that every model fulfils, and the tensors at its borders.
+
+Pixels are float32 RGB in -1..1; mattes are in 0..1; pictures are (B, 3, H, W). State is passed, never kept:
+
+    condition = model.condition(poses, size)
+    identity = model.encode(references)                 # once per avatar
+    frame, state = model(condition, identity, state)    # state None at the start of a clip
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+
+class Poses(NamedTuple):
+    """A window of W poses, oldest first, the one to draw last; NaN: not found; see `PoseTrack` for the columns."""
+
+    body: Tensor
+    """(B, W, 33, 4) x, y, z in pixels of `picture`, visibility."""
+    face: Tensor
+    """(B, W, 468, 3)"""
+    hands: Tensor
+    """(B, W, 2, 21, 3)"""
+    picture: tuple[int, int]
+    """(height, width) of the picture that the coordinates belong to."""
+
+
+class References(NamedTuple):
+    """What is known of a person: K pictures, and the empty scene."""
+
+    rgb: Tensor
+    """(B, K, 3, H, W) in -1..1."""
+    matte: Tensor
+    """(B, K, 1, H, W) in 0..1."""
+    poses: Poses
+    """Of the K pictures: W is K."""
+    plate: Tensor
+    """(B, 3, H, W) in -1..1."""
+
+
+class Frame(NamedTuple):
+    """A picture of the person: what a model draws, and the truth it is compared with."""
+
+    rgb: Tensor
+    """(B, 3, H, W) in -1..1."""
+    matte: Tensor | None = None
+    """(B, 1, H, W) in 0..1: how much of a pixel is the person."""
+
+
+class Condition(Protocol):
+    """What a model draws from a pose window; opaque but for the maps, which the critics look at too."""
+
+    @property
+    def maps(self) -> Tensor:
+        """(B, C, h, w) float32: the stacked pose maps."""
+
+
+Identity: TypeAlias = Any
+"""What `encode` makes of the references: the model's own business."""
+State: TypeAlias = Any
+"""What a model remembers from one frame to the next; None at the start of a clip."""
+
+
+class Batch(NamedTuple):
+    """One training step's pairs: the model's arguments and the pictures it should have drawn."""
+
+    condition: Any
+    identity: Identity
+    state: State
+    truth: Frame
+
+
+class RetargetModel(nn.Module, ABC):
+    """A network that draws a known person in given poses."""
+
+    @abstractmethod
+    def condition(self, poses: Poses, size: tuple[int, int]) -> Condition:
+        """What this paper draws from a pose window, for pictures of `size` (height, width)."""
+
+    @abstractmethod
+    def encode(self, references: References) -> Identity:
+        """Once per avatar."""
+
+    @abstractmethod
+    def forward(self, condition: Any, identity: Identity, state: State) -> tuple[Frame, State]:
+        """Draw one frame of a clip."""
+
+    @abstractmethod
+    def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:
+        """What personalisation moves."""
+
+
+class Objective(nn.Module, ABC):
+    """What a model is trained for. Owns the critics; absent at inference.
+
+    Losses are dicts of weighted scalars: their sum is what is minimised, the names are for the reader.
+    """
+
+    @abstractmethod
+    def generator_loss(self, frame: Frame, truth: Frame, condition: Any) -> dict[str, Tensor]:
+        """The terms that the model minimises."""
+
+    @abstractmethod
+    def critic_loss(self, frame: Frame, truth: Frame, condition: Any) -> dict[str, Tensor]:
+        """The terms that the critics minimise; no gradient flows into `frame`. Empty when there are no critics."""
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """What the critics' optimiser moves; empty when there are no critics."""
+        return []
+
+    def adopt(self, identity: Identity) -> None:
+        """Start the person-specific part of a critic from `identity`."""

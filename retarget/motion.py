@@ -1,0 +1,717 @@
+"""PoseTrack → PoseTrack: gaps filled, jitter smoothed, one body's motion fitted to another's body and place.
+
+Pure functions of NumPy arrays. The fit follows one idea: a pose is a tree of bone vectors in pixels. Each vector keeps
+its direction and its foreshortening and is multiplied by the ratio of the two people's true lengths of that bone; the
+tree is then put where the avatar stands, its lowest point as high above the avatar's floor as the driver's is above
+theirs. Nothing is an angle, so lying, crouching and standing on the hands are no special cases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .pose.base import pixels_per_metre
+from .pose.base import seen as seen_of
+from .skeleton import FACE_JOINTS, J
+from .types import Array, PoseTrack, Progress, Silent
+
+Float = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+WRISTS: Final = (J["left_wrist"], J["right_wrist"])
+NOSE: Final = J["nose"]
+HIPS: Final = (J["left_hip"], J["right_hip"])
+SHOULDERS: Final = (J["left_shoulder"], J["right_shoulder"])
+EARS: Final = (J["left_ear"], J["right_ear"])
+FEET: Final = tuple(J[f"{side}_{name}"] for side in ("left", "right") for name in ("heel", "foot_index"))
+CORE: Final = tuple(J[f"{s}_{n}"] for s in ("left", "right") for n in ("shoulder", "hip", "knee", "ankle", "ear"))
+
+_Ends = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _both(a: str, b: str) -> tuple[_Ends, ...]:
+    return tuple(((J[f"{s}_{a}"],), (J[f"{s}_{b}"],)) for s in ("left", "right"))
+
+
+SEGMENTS: Final[dict[str, tuple[_Ends, ...]]] = {
+    "hips": (((HIPS[1],), (HIPS[0],)),),
+    "shoulders": (((SHOULDERS[1],), (SHOULDERS[0],)),),
+    "spine": ((HIPS, SHOULDERS),),
+    "neck": ((SHOULDERS, EARS),),
+    "upper_arm": _both("shoulder", "elbow"),
+    "lower_arm": _both("elbow", "wrist"),
+    "upper_leg": _both("hip", "knee"),
+    "lower_leg": _both("knee", "ankle"),
+    "foot": _both("heel", "foot_index"),
+}
+"""Bones whose lengths are compared; each a line from the mean of some joints to the mean of others, left and right."""
+BONE: Final = {name: i for i, name in enumerate(SEGMENTS)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- gaps
+
+
+def fill_gaps(track: PoseTrack, longest: float = 0.5) -> PoseTrack:
+    """`track` without gaps in the body: the pose is finite in every picture, provided it was found in one.
+
+    Gaps of at most `longest` seconds between two poses are interpolated linearly; longer ones, and those at the ends,
+    hold the nearest pose. Hands and face are filled, relative to wrist and nose, only where the gap is at most
+    `longest`; else they stay NaN. `missed` is kept.
+    """
+    if not track.found.any() or not len(track):
+        return track
+    most = int(longest * track.fps)
+    body, world = _filled(track.body, most, hold=True), _filled(track.world, most, hold=True)
+    wrists, nose = body[:, WRISTS, None, :3] * _XY, body[:, None, NOSE, :3] * _XY
+    hands = np.stack([_filled(track.hands[:, i] - wrists[:, i], most, hold=False) for i in (0, 1)], axis=1) + wrists
+    face = _filled(track.face - nose, most, hold=False) + nose
+    # What was found stays as it was to the bit.
+    hands, face = np.where(np.isfinite(track.hands), track.hands, hands), np.where(np.isfinite(track.face), track.face, face)
+    return replace(track, body=body, world=world, hands=hands.astype(np.float32), face=face.astype(np.float32))
+
+
+_XY: Final = np.array([1, 1, 0], np.float32)
+
+
+def _filled(values: Array, most: int, *, hold: bool) -> Array:
+    """`values` (T, ...) with rows that hold a NaN filled from the rows around them, see `fill_gaps`.
+
+    hold: whether gaps longer than `most` rows take the nearest row; else they stay NaN.
+    """
+    flat = values.reshape(len(values), -1)
+    good = np.flatnonzero(np.isfinite(flat).all(axis=1))
+    if len(good) in (0, len(flat)):
+        return values
+    rows = np.arange(len(flat))
+    right = np.searchsorted(good, rows).clip(max=len(good) - 1)  # the first good row from here on
+    left = (np.searchsorted(good, rows, side="right") - 1).clip(min=0)
+    a, b = good[left], good[right]
+    inside = (a <= rows) & (rows <= b)
+    length = np.where(inside, b - a - 1, np.maximum(np.abs(rows - a), np.abs(rows - b)))
+    ends = ~inside  # before the first or after the last good row: the gap is as long as that end
+    length[rows < good[0]] = good[0]
+    length[rows > good[-1]] = len(flat) - 1 - good[-1]
+    share = np.where(b > a, (rows - a) / np.maximum(b - a, 1), 0.0)
+    share = np.where((length > most) & ~ends, np.rint(share), share)[:, None]
+    out = (flat[a] * (1 - share) + flat[b] * share).astype(np.float32)
+    out[good] = flat[good]
+    if not hold:
+        out[length > most] = np.nan
+    return out.reshape(values.shape)
+
+
+# ----------------------------------------------------------------------------------------------------------- smoothing
+
+
+def smooth(track: PoseTrack, strength: float) -> PoseTrack:
+    """`track` without jitter: One-Euro filter (Casiez, Roussel, Vogel 2012) run forwards and backwards and averaged.
+
+    Averaging both directions cancels the lag. Hands and face are filtered relative to wrist and nose, so that they stay
+    attached. All thresholds are relative to the body's height and to seconds: neither the size of the picture nor the
+    frame rate matters. Visibility stays as it is.
+
+    Args:
+        strength: 0 (untouched: the same object is returned) to 1 (strongest).
+    """
+    if strength <= 0 or len(track) < 2:
+        return track
+    strength = min(float(strength), 1.0)
+    fps, height = float(track.fps), 1.65 * _scale(track)
+    if not np.isfinite(height) or height <= 0:
+        return track
+
+    def filtered(values: Array, size: float) -> Array:
+        return _one_euro(values, fps, lowest=0.7 / strength, beta=7.0 / strength / size)
+
+    body = np.concatenate([filtered(track.body[..., :3], height), track.body[..., 3:]], axis=2)
+    wrists, nose = track.body[:, WRISTS, None, :3] * _XY, track.body[:, None, NOSE, :3] * _XY
+    hands = filtered(track.hands - wrists, height) + body[:, WRISTS, None, :3] * _XY
+    face = filtered(track.face - nose, height) + body[:, None, NOSE, :3] * _XY
+    return replace(track, body=body, world=filtered(track.world, 1.65), hands=hands, face=face)
+
+
+def _one_euro(values: Array, fps: float, lowest: float, beta: float, derivative_cutoff: float = 1.0) -> Array:
+    """The One-Euro filter over time, forwards and backwards, averaged. `values`: (T, ..., D) points; NaN restarts it.
+
+    The cut-off is `lowest` + `beta` · speed (eq. 5), in Hz; the speed is the point's, the same for its D coordinates.
+    """
+    there = _one_way(values, fps, lowest, beta, derivative_cutoff)
+    back = _one_way(values[::-1], fps, lowest, beta, derivative_cutoff)[::-1]
+    return ((there + back) / 2).astype(np.float32)
+
+
+def _one_way(values: Float, fps: float, lowest: float, beta: float, derivative_cutoff: float) -> Float:
+    out = np.empty(values.shape, np.float64)
+    last = np.full(values.shape[1:], np.nan)
+    slope = np.zeros(values.shape[1:])
+    slow = _alpha(np.asarray(derivative_cutoff), fps)
+    for i, now in enumerate(values.astype(np.float64)):
+        fresh = ~np.isfinite(last)
+        step = np.where(fresh, 0.0, (now - np.where(fresh, 0.0, last)) * fps)
+        slope = np.where(fresh | ~np.isfinite(step), 0.0, slope + slow * (np.nan_to_num(step) - slope))
+        speed = np.linalg.norm(slope, axis=-1, keepdims=True)
+        alpha = _alpha(lowest + beta * speed, fps)
+        last = np.where(fresh | ~np.isfinite(now), now, last + alpha * (now - last))
+        out[i] = last
+    return out
+
+
+def _alpha(cutoff: Float, fps: float) -> Float:
+    """The smoothing factor of a cut-off frequency (eq. 6)."""
+    return 1 / (1 + fps / (2 * np.pi * cutoff))
+
+
+# ---------------------------------------------------------------------------------------------------------------- body
+
+
+@dataclass(frozen=True)
+class Body:
+    """A person's body and place, measured over a track or some pictures; all lengths in pixels of `size`.
+
+    size        (width, height) of the pictures.
+    scale       pixels per metre of mediapipe's world coordinates (a person's median distance to the camera).
+    lengths     (9,) true lengths of the bones in `SEGMENTS`, not foreshortened; NaN where too little of it was seen.
+    floor       y of the floor: the lowest point of the body, robustly; NaN when the feet are not seen.
+    centre      x of mid hip.
+    shoulder    y of mid shoulder.
+    lower       share of the pictures in which hips, knees, ankles are seen (3,).
+    rest        (33, 4) the median pose, relative to mid hip, with visibility.
+    head        (11, 3) the head's joints relative to mid ear, in the attitude of the face.
+    face        (468, 3) the face mesh relative to mid ear, in the most frontal attitude seen; None when no face was.
+    turn        (2, 2) lowest and highest turn of the head seen, relative to `head`: yaw, pitch, in degrees.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    lengths: Array
+    floor: float
+    centre: float
+    shoulder: float
+    lower: Array
+    rest: Array
+    head: Array
+    face: Array | None
+    turn: Array
+
+    def scaled(self, size: tuple[int, int]) -> Body:
+        """The body in pictures resized to `size` (same aspect)."""
+        s = size[1] / self.size[1]
+        return replace(
+            self,
+            size=size,
+            scale=self.scale * s,
+            lengths=self.lengths * np.float32(s),
+            floor=self.floor * s,
+            centre=self.centre * s,
+            shoulder=self.shoulder * s,
+            rest=self.rest * np.array([s, s, s, 1], np.float32),
+            head=self.head * np.float32(s),
+            face=None if self.face is None else self.face * np.float32(s),
+        )
+
+
+def body_of(track: PoseTrack) -> Body:
+    """Measures a person: over a whole track, or over a few references, even one.
+
+    Raises ValueError when nobody was found in any picture.
+    """
+    track = track.select(np.flatnonzero(track.found))
+    if not len(track):
+        raise ValueError("no pose to measure a body by")
+    points = track.body[..., :3].astype(np.float64)
+    seen = seen_of(track)
+    scales = pixels_per_metre(track)
+    scale = float(np.median(scales))
+    middle = points[:, HIPS].mean(axis=1)
+    low = points[..., 1].max(axis=1)
+    lower = np.array([(seen[:, [J[f"left_{n}"], J[f"right_{n}"]]].min(axis=1) > 0.5).mean() for n in ("hip", "knee", "ankle")])
+    standing = seen[:, FEET].max(axis=1) > 0.5
+    rest = np.concatenate([points - middle[:, None], track.body[..., 3:]], axis=2)
+    rest[..., :3] *= (scale / scales)[:, None, None]
+    head, face, turn = _head(track, scale / scales)
+    return Body(
+        size=track.size,
+        scale=scale,
+        lengths=_lengths(track, seen, scales, scale),
+        floor=float(np.percentile(low[standing], 75)) if standing.mean() > 0.3 else float("nan"),
+        centre=float(np.median(middle[:, 0])),
+        shoulder=float(np.median(points[:, SHOULDERS, 1].mean(axis=1))),
+        lower=lower.astype(np.float32),
+        rest=np.median(rest, axis=0).astype(np.float32),
+        head=head,
+        face=face,
+        turn=turn,
+    )
+
+
+def _scale(track: PoseTrack) -> float:
+    """The track's median of `pixels_per_metre`; NaN when nobody was found."""
+    scales = pixels_per_metre(track)
+    scales = scales[np.isfinite(scales)]
+    return float(np.median(scales)) if len(scales) else float("nan")
+
+
+def _segment(points: Float, ends: _Ends) -> Float:
+    """(T, 33, D) → (T, D): the bone's vector."""
+    vector: Float = points[:, ends[1]].mean(axis=1) - points[:, ends[0]].mean(axis=1)
+    return vector
+
+
+def _lengths(track: PoseTrack, seen: Float, scales: Float, scale: float) -> Array:
+    """(9,) bone lengths in pixels at `scale`: 2D lengths with the foreshortening that the world coordinates tell taken
+    out, the weighted 60 % quantile over time and both sides. Pictures count by visibility and by how little the bone is
+    foreshortened."""
+    flat, world = track.body[..., :2].astype(np.float64), track.world.astype(np.float64)
+    out = np.full(len(SEGMENTS), np.nan, np.float32)
+    for n, sides in enumerate(SEGMENTS.values()):
+        lengths, weights = [], []
+        for ends in sides:
+            tilted = _segment(world, ends)
+            cosine = np.linalg.norm(tilted[:, :2], axis=1) / np.maximum(np.linalg.norm(tilted, axis=1), 1e-9)
+            joints = [*ends[0], *ends[1]]
+            lengths.append(np.linalg.norm(_segment(flat, ends), axis=1) / np.maximum(cosine, 0.1) / scales)
+            weights.append(np.where(cosine > 0.4, cosine**4, 0) * np.where(seen[:, joints].min(axis=1) > 0.3, 1, 0))
+        weight = np.concatenate(weights)
+        if weight.sum() > 0.02 * len(weight):
+            out[n] = _quantile(np.concatenate(lengths), weight, 0.6) * scale
+    return out
+
+
+def _quantile(values: Float, weights: Float, share: float) -> float:
+    """The weighted quantile, interpolated between the middles of the steps."""
+    order = np.argsort(values)
+    values, weights = values[order], weights[order]
+    middle = (np.cumsum(weights) - weights / 2) / weights.sum()
+    return float(np.interp(share, middle, values))
+
+
+# ---------------------------------------------------------------------------------------------------------------- head
+
+SIDES: Final = (234, 454)
+"""Points of the face mesh in front of the right and the left ear."""
+NOSE_BASE, FOREHEAD, CHIN = 2, 10, 152
+
+
+def _head(track: PoseTrack, size: Float) -> tuple[Array, Array | None, Array]:
+    """Templates of the head's joints and of the face mesh, and the range of turns, from a track of found poses.
+
+    size: (T,) factors that bring each picture to the body's median scale.
+    """
+    joints = _head_joints(track) * size[:, None, None]
+    faces = np.flatnonzero(np.isfinite(track.face).all(axis=(1, 2)))
+    turn = np.zeros((2, 2), np.float32)
+    if len(faces):
+        mesh = _mesh(track)[faces] * size[faces, None, None]
+        facing = _facing(mesh)
+        best = np.argsort(-facing)[: max(1, min(9, len(faces) // 3))]
+        frontal = mesh[best[0]]
+        rotation = rotations(frontal[_firm(frontal)], mesh[:, _firm(frontal)])
+        back = rotation.transpose(0, 2, 1)  # each picture's attitude → the template's
+        face = np.median(np.einsum("tij,tnj->tni", back[best], mesh[best]), axis=0)
+        head = np.median(np.einsum("tij,tnj->tni", back[best], joints[faces][best]), axis=0)
+        angles = np.stack(_yaw_pitch(rotation), axis=1)
+        turn = np.percentile(angles, [2, 98], axis=0).T.astype(np.float32)
+        return head.astype(np.float32), face.astype(np.float32), turn
+    return np.median(joints, axis=0).astype(np.float32), None, turn
+
+
+def _head_joints(track: PoseTrack) -> Float:
+    """(T, 11, 3) the head's joints relative to mid ear."""
+    joints = track.body[:, FACE_JOINTS, :3].astype(np.float64)
+    return joints - joints[:, EARS].mean(axis=1, keepdims=True)
+
+
+def _mesh(track: PoseTrack) -> Float:
+    """(T, 468, 3) the face mesh: x, y relative to the body's mid ear, z relative to the mesh's own sides."""
+    mesh = track.face.astype(np.float64)
+    ear = track.body[:, EARS, :3].astype(np.float64).mean(axis=1)
+    ear[:, 2] = mesh[:, SIDES, 2].mean(axis=1)
+    return mesh - ear[:, None]
+
+
+def _facing(mesh: Float) -> Float:
+    """(T,) how far face meshes look into the camera: the cosine of the angle, 1 straight, -1 away."""
+    across = mesh[:, SIDES[1]] - mesh[:, SIDES[0]]
+    down = mesh[:, CHIN] - mesh[:, FOREHEAD]
+    inward = np.cross(across, down)  # x right, y down, z away from the camera
+    cosine: Float = inward[:, 2] / np.maximum(np.linalg.norm(inward, axis=1), 1e-9)
+    return cosine
+
+
+def _firm(mesh: Float) -> Mask:
+    """(468,) bool: the points of a frontal mesh above the mouth, which speech and smiles hardly move."""
+    down = mesh[CHIN] - mesh[FOREHEAD]
+    firm: Mask = (mesh - mesh[NOSE_BASE]) @ down < 0
+    return firm
+
+
+def rotations(template: Float, points: Float) -> Float:
+    """(T, 3, 3): the rotations that turn `template` (N, 3) into `points` (T, N, 3), about their means (Kabsch 1976)."""
+    a = template - template.mean(axis=0)
+    b = points - points.mean(axis=1, keepdims=True)
+    bad = ~np.isfinite(b).all(axis=(1, 2))
+    h = np.einsum("tni,nj->tij", np.where(bad[:, None, None], a, b), a)
+    return _nearest_rotation(h)
+
+
+def _nearest_rotation(matrices: Float) -> Float:
+    """The rotation closest to each matrix (..., 3, 3)."""
+    u, _, vt = np.linalg.svd(matrices)
+    flip = np.linalg.det(u @ vt)
+    u[..., :, 2] *= np.sign(flip)[..., None]
+    nearest: Float = u @ vt
+    return nearest
+
+
+def _yaw_pitch(rotation: Float) -> tuple[Float, Float]:
+    """Yaw and pitch (degrees) of where rotations (T, 3, 3) turn the direction towards the camera (0, 0, -1)."""
+    forward = -rotation[:, :, 2]
+    yaw = np.degrees(np.arctan2(forward[:, 0], -forward[:, 2]))
+    pitch = np.degrees(np.arcsin(np.clip(forward[:, 1], -1, 1)))
+    return yaw, pitch
+
+
+def _toward(yaw: Float, pitch: Float) -> Float:
+    """(T, 3, 3): the rotation by pitch about x, then by yaw about y; `_yaw_pitch` is its inverse."""
+    a, b = np.radians(yaw), np.radians(pitch)
+    forward = np.stack([np.sin(a) * np.cos(b), np.sin(b), -np.cos(a) * np.cos(b)], axis=1)
+    right = np.stack([np.cos(a), np.zeros_like(a), np.sin(a)], axis=1)
+    down = np.cross(-forward, right)
+    return np.stack([right, down, -forward], axis=2)
+
+
+def _limited(rotation: Float, turn: Array, beyond: float = 35.0) -> Float:
+    """Rotations with yaw and pitch kept within the range `turn` and `beyond` degrees more; roll is free.
+
+    The last 15 degrees before the limit are compressed, so that a turning head slows down and does not stop dead.
+    """
+    yaw, pitch = _yaw_pitch(rotation)
+    roll = _toward(yaw, pitch).transpose(0, 2, 1) @ rotation  # what is left: a turn about the line of sight
+    allowed = []
+    for angle, (low, high) in zip((yaw, pitch), turn, strict=True):
+        middle, half = (low + high) / 2, (high - low) / 2 + beyond
+        allowed.append(middle + soft(angle - middle, half - 15, half + 10).clip(-half, half))
+    return _toward(*allowed) @ roll
+
+
+def soft(values: Float, free: float, limit: float) -> Float:
+    """`values` untouched within ±`free`, beyond compressed smoothly towards ±`limit`."""
+    room = max(limit - free, 1e-6)
+    over = np.abs(values) - free
+    return np.where(over <= 0, values, np.sign(values) * (free + room * np.tanh(np.maximum(over, 0) / room)))
+
+
+def _attitude(track: PoseTrack, body: Body, fps: float) -> tuple[Float, Float, Mask]:
+    """How the driver's head is turned and where it is.
+
+    Returns:
+        (T, 3, 3) the rotation relative to the avatar's templates; (T, 3) the place of mid ear in the driver's picture;
+        (T,) bool: whether the face can be seen.
+
+    From the face mesh where it is found, which is steadier than the body's ears; else from the head's joints, corrected
+    by how the two differ nearby in time, so that nothing jumps where the mesh comes and goes.
+    """
+    head = body.head.astype(np.float64)
+    joints = _head_joints(track)
+    coarse, ear = rotations(head, joints), track.body[:, EARS, :3].astype(np.float64).mean(axis=1)
+    has_mesh = np.isfinite(track.face).all(axis=(1, 2))
+    if body.face is None or not has_mesh.any():
+        return coarse, ear, has_mesh
+    firm = _firm(body.face.astype(np.float64))
+    template, mesh = body.face[firm].astype(np.float64), track.face[:, firm].astype(np.float64)
+    fine = rotations(template, mesh)
+    spread = np.sqrt(((mesh - mesh.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)))
+    size = np.nanmedian(spread) / np.sqrt(((template - template.mean(axis=0)) ** 2).sum())
+    steady = mesh.mean(axis=1) - size * fine @ template.mean(axis=0)
+    steady[:, 2] = ear[:, 2]
+
+    trust = np.exp(-_distance(np.arange(len(track)), np.flatnonzero(has_mesh)) / (0.3 * fps))
+    turn_off = _patched(np.where(has_mesh[:, None, None], fine @ coarse.transpose(0, 2, 1), np.nan), trust)
+    turned = np.where(has_mesh[:, None, None], fine, _nearest_rotation(turn_off) @ coarse)
+    place = np.where(has_mesh[:, None], steady, ear + _patched(np.where(has_mesh[:, None], steady - ear, np.nan), trust))
+    # The mesh of a face that was not found is shown only where it must be visible.
+    front = _facing(np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)))
+    return turned, place, has_mesh | (front > np.cos(np.radians(50)))
+
+
+def _patched(values: Float, trust: Float) -> Float:
+    """`values` (T, ...) with rows of NaN filled: near known rows like these (`trust` (T,) 1), far away their median."""
+    usual = np.nanmedian(values, axis=0)
+    near = _filled(values.astype(np.float32), len(values), hold=True).astype(np.float64)
+    weight = trust.reshape(-1, *[1] * (values.ndim - 1))
+    patched: Float = weight * near + (1 - weight) * usual
+    return patched
+
+
+def _distance(rows: npt.NDArray[np.integer], known: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """How far each row is from the nearest known one; both rising."""
+    right = np.searchsorted(known, rows).clip(max=len(known) - 1)
+    left = (right - 1).clip(min=0)
+    return np.minimum(np.abs(known[left] - rows), np.abs(known[right] - rows))
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+
+
+def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progress | None = None) -> PoseTrack:
+    """The driver's motion danced by the avatar's body in the avatar's place (`--align auto`).
+
+    - Bones get the avatar's lengths; directions and foreshortening stay the driver's. The head is the avatar's own
+      (joints and face mesh), turned like the driver's, as far as the avatar was seen to turn and 35 degrees more.
+    - The lowest point of the body is as high above the avatar's floor, in leg lengths, as the driver's above theirs.
+      Without the avatar's feet the shoulders take the floor's place.
+    - Steps sideways keep their length in body sizes; the travel is shifted or compressed when the body would leave
+      the picture. Walking nearer or farther changes the size by at most a third.
+    - Legs that the driver's pictures do not show are the avatar's own, standing.
+
+    Args:
+        track: the driver's, gaps filled; rows of NaN stay NaN.
+        body: the avatar's.
+        size: (width, height) of the avatar's picture in the result.
+        progress: told what had to be made up.
+    """
+    say = progress or Silent()
+    body = body if body.size == size else body.scaled(size)
+    if not track.found.any():
+        return replace(track, size=size)
+    mine, fps = body_of(track), float(track.fps)
+    ratio = _ratios(body, mine)
+    points = track.body[..., :3].astype(np.float64)
+    hidden = _hidden(mine, body)
+    if hidden:
+        say.warn(f"The driving video hardly shows the {' and '.join(hidden)}; there the avatar keeps its own pose.")
+
+    nearer = np.log(np.maximum(_calm(pixels_per_metre(track), fps), 1e-6) / mine.scale)
+    near = _nearest(body)
+    kept = np.where(nearer > 0, soft(nearer, 0.6 * near, near), soft(nearer, 0.18, 0.3))
+    grow = np.exp(kept - nearer)[:, None, None]  # 1 while the distance hardly changes
+    shown = np.exp(kept)[:, None, None]
+    posed = _tree(points, ratio, grow)
+    posed = _made_up(posed, body, hidden, shown)
+
+    turned, pivot, visible = _attitude(track, body, fps)
+    turned = _limited(turned, body.turn)
+    ear = posed[:, SHOULDERS].mean(axis=1) + (pivot - points[:, SHOULDERS].mean(axis=1)) * ratio[BONE["neck"]] * grow[:, 0]
+    ear = ear[:, None]
+    posed[:, FACE_JOINTS] = ear + shown * np.einsum("tij,nj->tni", turned, body.head.astype(np.float64))
+
+    place = _place(track, points, posed, body, mine, ratio, grow[:, 0, 0], hidden)
+    posed[..., :2] += place[:, None]
+    ear[..., :2] += place[:, None]
+
+    hand = ratio[BONE["lower_arm"]] * grow[:, None]
+    wrists = points[:, WRISTS, None] * _XY
+    hands = (track.hands - wrists) * hand + posed[:, WRISTS, None] * _XY
+    face = np.full(track.face.shape, np.nan, np.float32)
+    if body.face is not None:
+        mesh = shown * np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)) + ear * _XY
+        face[visible] = mesh[visible]
+    visibility = track.body[..., 3:].copy()
+    for name in hidden:
+        visibility[:, _PARTS[name]] = body.rest[_PARTS[name], 3:]
+    return replace(
+        track,
+        body=np.concatenate([posed, visibility], axis=2).astype(np.float32),
+        world=_tree(track.world.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1))).astype(np.float32),
+        face=face,
+        hands=hands.astype(np.float32),
+        size=size,
+    )
+
+
+def _ratios(body: Body, mine: Body) -> Float:
+    """(9,) avatar's bone lengths over the driver's; where one was not seen, the median of the others."""
+    ratio = (body.lengths / np.maximum(mine.lengths, 1e-3)).astype(np.float64)
+    known = ratio[np.isfinite(ratio)]
+    whole = float(np.median(known)) if len(known) else body.scale / mine.scale
+    ratio[~np.isfinite(ratio)] = whole
+    return ratio.clip(0.7 * whole, 1.4 * whole)
+
+
+_LEG = tuple(J[f"{s}_{n}"] for s in ("left", "right") for n in ("ankle", "heel", "foot_index"))
+_PARTS: Final = {
+    "hips": [*HIPS],
+    "knees": [J["left_knee"], J["right_knee"]],
+    "feet": [*_LEG],
+}
+
+
+def _hidden(mine: Body, body: Body) -> list[str]:
+    """Which of hips, knees and feet the driver lacks though the avatar has them."""
+    shares = zip(_PARTS, mine.lower, body.lower, strict=True)
+    return [name for name, driver, avatar in shares if driver < 0.25 and avatar >= 0.25]
+
+
+def _nearest(body: Body) -> float:
+    """How far the avatar may come nearer, as the logarithm of its growth, before a standing one outgrows the picture."""
+    head = float(body.rest[FACE_JOINTS, 1].min())
+    if not np.isfinite(body.floor):
+        return 0.3
+    tall = (float(body.rest[:, 1].max()) - head) * 1.08  # and the skull above the eyes
+    return float(np.clip(np.log((body.floor + 0.5 * _room(body)) / max(tall, 1.0)), 0.05, 0.3))
+
+
+def _room(body: Body) -> float:
+    """Pixels that the floor line may move down, towards the camera: to the picture's edge."""
+    return max(body.size[1] - body.floor, 0.04 * body.size[1])
+
+
+def _calm(values: Float, fps: float, window: float = 0.5) -> Float:
+    """(T,) the slow part of values over time: running median, then Gaussian, both `window` seconds wide. NaN is held."""
+    values = _filled(values[:, None].astype(np.float32), 0, hold=True)[:, 0].astype(np.float64)
+    reach = round(window * fps)
+    if reach < 1 or len(values) < 3:
+        return np.full(len(values), np.median(values))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, mode="edge"), 2 * reach + 1)
+    return _gauss(np.median(windows, axis=1), window * fps)
+
+
+def _gauss(values: Float, sigma: float) -> Float:
+    """(T,) Gaussian smoothing, the ends held."""
+    reach = max(1, round(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return np.convolve(np.pad(values, reach, mode="edge"), kernel / kernel.sum(), mode="valid")
+
+
+def _tree(points: Float, ratio: Float, grow: Float) -> Float:
+    """(T, 33, 3) poses, relative to mid hip, with each bone vector multiplied by its ratio and by `grow` (T, 1, 1)."""
+    r = {name: ratio[i] for name, i in BONE.items()}
+    out = np.zeros_like(points)
+    hip, shoulder, ear = (points[:, pair].mean(axis=1) for pair in (HIPS, SHOULDERS, EARS))
+    chest = (shoulder - hip) * r["spine"]
+    for pair, middle, start, width in ((HIPS, hip, 0.0, "hips"), (SHOULDERS, shoulder, chest, "shoulders")):
+        for joint in pair:
+            out[:, joint] = start + (points[:, joint] - middle) * r[width]
+    top = chest + (ear - shoulder) * r["neck"]
+    for joint in FACE_JOINTS:
+        out[:, joint] = top + (points[:, joint] - ear) * r["neck"]
+
+    def hang(joint: str, parent: str, bone: str) -> None:
+        for side in ("left", "right"):
+            a, b = J[f"{side}_{parent}"], J[f"{side}_{joint}"]
+            out[:, b] = out[:, a] + (points[:, b] - points[:, a]) * r[bone]
+
+    hang("elbow", "shoulder", "upper_arm")
+    hang("wrist", "elbow", "lower_arm")
+    for finger in ("pinky", "index", "thumb"):
+        hang(finger, "wrist", "lower_arm")
+    hang("knee", "hip", "upper_leg")
+    hang("ankle", "knee", "lower_leg")
+    for end in ("heel", "foot_index"):
+        hang(end, "ankle", "foot")
+    return out * grow
+
+
+def _made_up(posed: Float, body: Body, hidden: list[str], shown: Float) -> Float:
+    """`posed` with the avatar's resting legs where the driver's are hidden; without hips, also its resting trunk."""
+    rest = body.rest[None, :, :3].astype(np.float64) * shown
+    out = posed.copy()
+    if "hips" in hidden:  # the shoulders lead: hips hang below them as the avatar's do
+        out += (rest[:, SHOULDERS] - posed[:, SHOULDERS]).mean(axis=1, keepdims=True)
+        out[:, HIPS] = rest[:, HIPS]
+    for part, parent in (("knees", "hip"), ("feet", "knee")):
+        if part in hidden:
+            for joint in _PARTS[part]:
+                anchor = HIPS if parent == "hip" else tuple(_PARTS["knees"])
+                side = anchor[0] if joint % 2 else anchor[1]  # left joints have odd numbers
+                out[:, joint] = out[:, side] + rest[:, joint] - rest[:, side]
+    return out
+
+
+def _place(
+    track: PoseTrack, points: Float, posed: Float, body: Body, mine: Body, ratio: Float, grow: Float, hidden: list[str]
+) -> Float:
+    """(T, 2) where mid hip goes in the avatar's picture."""
+    width = body.size[0]
+    fps = float(track.fps)
+    leg = (ratio[BONE["upper_leg"]] + ratio[BONE["lower_leg"]]) / 2 * grow
+    tall = 1.65 * body.scale
+    if np.isfinite(body.floor):
+        low = points[..., 1].max(axis=1)
+        reach = posed[..., 1].max(axis=1)
+        if hidden or not np.isfinite(mine.floor):
+            y = body.floor - reach  # no floor to jump from
+        else:
+            ground = _ground(low, fps)
+            drift = (ground - mine.floor) * leg
+            room = _room(body)
+            drift = np.where(drift > 0, soft(drift, 0.5 * room, room), soft(drift, 0.1 * tall, 0.2 * tall))
+            y = body.floor + drift - (ground - low) * leg - reach
+    else:
+        trunk = ratio[BONE["spine"]] * grow
+        shoulder = posed[:, SHOULDERS, 1].mean(axis=1)
+        moved = (points[:, SHOULDERS, 1].mean(axis=1) - mine.shoulder) * trunk
+        y = body.shoulder + soft(moved, 0.15 * tall, 0.4 * tall) - shoulder
+    anchor = SHOULDERS if "hips" in hidden else HIPS
+    sideways = points[:, anchor, 0].mean(axis=1)
+    start = mine.centre if anchor is HIPS else float(np.nanmedian(sideways))
+    travel = (sideways - start) * leg
+    core = posed[:, _core(body), 0]
+    x = body.centre + _travel(travel, core.min(axis=1) + body.centre, core.max(axis=1) + body.centre, width)
+    return np.stack([x, y], axis=1)
+
+
+def _core(body: Body) -> list[int]:
+    """The joints that should stay inside the picture: head, trunk and legs, as far as they are in the avatar's."""
+    y = body.rest[:, 1] + body.shoulder - body.rest[SHOULDERS, 1].mean()
+    return [j for j in CORE if j in EARS or (body.rest[j, 3] > 0.5 and y[j] < body.size[1])]
+
+
+def _ground(low: Float, fps: float) -> Float:
+    """(T,) the driver's floor line (y): the lowest point over two seconds around, smoothed. Jumps do not lift it."""
+    low = _filled(low[:, None].astype(np.float32), 0, hold=True)[:, 0].astype(np.float64)
+    reach = max(1, round(fps))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(low, reach, mode="edge"), 2 * reach + 1)
+    return _gauss(np.percentile(windows, 85, axis=1), 0.5 * fps)
+
+
+def _travel(travel: Float, left: Float, right: Float, width: int) -> Float:
+    """(T,) the way sideways, shifted and, if it must, compressed so that the body's core stays inside the picture.
+
+    Args:
+        travel: (T,) wanted displacement.
+        left, right: (T,) the core's edges without it.
+    """
+    ok = np.isfinite(travel)
+    if not ok.any():
+        return travel
+
+    def range_of(share: float) -> tuple[float, float]:
+        """Between which shifts everything fits, 2 % of the pictures aside."""
+        low = np.percentile(-left[ok] - share * travel[ok], 98)
+        high = np.percentile(width - right[ok] - share * travel[ok], 2)
+        return float(low), float(high)
+
+    share = 1.0
+    if (now := range_of(1.0))[0] > now[1]:
+        a, b = 0.0, 1.0
+        for _ in range(20):
+            share = (a + b) / 2
+            low, high = range_of(share)
+            a, b = (share, b) if low <= high else (a, share)
+        share = a
+        now = range_of(share)
+    low, high = now
+    shift = (low + high) / 2 if low > high else float(np.clip(0.0, low, high))
+    return share * travel + shift
+
+
+def scale_to(track: PoseTrack, size: tuple[int, int]) -> PoseTrack:
+    """The poses where they stand in the source picture, that picture scaled to `size` (`--align none`).
+
+    With equal aspects (within 2 %) this is plain resizing. Otherwise the aspect is kept: the whole source picture is
+    scaled to fit inside `size` and centred.
+    """
+    (w, h), (width, height) = track.size, size
+    if abs(w * height / (h * width) - 1) <= 0.02:
+        return track.scaled(size)
+    s = min(width / w, height / h)
+    shift = np.array([(width - s * w) / 2, (height - s * h) / 2, 0], np.float32)
+    factor = np.float32(s)
+    body = track.body.copy()
+    body[..., :3] = body[..., :3] * factor + shift
+    return replace(track, body=body, face=track.face * factor + shift, hands=track.hands * factor + shift, size=size)

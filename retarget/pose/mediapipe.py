@@ -1,0 +1,417 @@
+"""The default pose estimator: mediapipe's Holistic with the models bundled in its wheel (body, hands, face mesh, mask).
+
+Its body landmarks are BlazePose's 33 joints (Bazarevsky et al. 2020), the order of `skeleton.JOINTS`; left and right
+are the person's own, for the hands as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..types import Array, Image, PoseTrack, Progress
+from .base import PoseOptions, empty_track, fitting, person_point, pixels_per_metre, teleports
+
+CHUNK, WARM_UP = 60, 6
+"""Pictures per piece of work, and pictures before it that are only looked at to have the tracker running."""
+
+Window = tuple[int, int, int, int]
+"""Left, top, width, height of a crop, in pixels; may reach beyond the picture."""
+
+_CHATTER = re.compile(rb"^(INFO: Created TensorFlow|WARNING: All log messages before absl|[IWE]\d{4} [\d:. ]+ *\d+ \S+\.cc:\d+\])")
+
+
+class _Quiet:
+    """Context manager, usable from several threads: keeps the chatter of mediapipe's C++ code off the screen.
+
+    It offers no switch for it, so stderr (the descriptor) goes to a file meanwhile. On leaving, every line in it that
+    is not the chatter known here is written to the real stderr: nothing else is lost, only late.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._stack = contextlib.ExitStack()
+                with contextlib.suppress(OSError, ValueError):
+                    self._divert()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
+
+    def _divert(self) -> None:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        real = os.dup(2)
+        self._stack.callback(os.close, real)
+        file = self._stack.enter_context(tempfile.TemporaryFile())
+
+        def restore() -> None:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            os.dup2(real, 2)
+            file.seek(0)
+            for line in file:
+                if not _CHATTER.match(line):
+                    os.write(2, line)
+
+        os.dup2(file.fileno(), 2)
+        self._stack.callback(restore)
+
+
+_quiet = _Quiet()
+_spoken = False  # one warning of mediapipe comes with the first person it finds in the process
+
+
+class _Holistic:
+    """One mediapipe graph. `wipe` makes it forget the pictures before, so that equal pictures give equal results."""
+
+    def __init__(self, *, static: bool) -> None:
+        with _quiet:
+            from mediapipe.python.solutions.holistic import Holistic
+
+            self._graph = Holistic(
+                static_image_mode=static,
+                model_complexity=1,
+                smooth_landmarks=False,  # smoothing is `motion.smooth`'s work: without lag, and the same for all fps
+                enable_segmentation=static,
+                refine_face_landmarks=False,
+            )
+            self.wipe()  # the models are loaded with the first picture
+
+    def wipe(self) -> None:
+        self._graph.process(np.zeros((64, 64, 3), np.uint8))
+
+    def __call__(self, image: Image, out: PoseTrack, row: int) -> npt.NDArray[np.float32] | None:
+        """Writes the pose into row `row` of `out`'s arrays, in pixels of `image`; returns the mask of a static graph."""
+        global _spoken
+        with contextlib.nullcontext() if _spoken else _quiet:
+            result = self._graph.process(np.ascontiguousarray(image))
+        if result.pose_landmarks is None or result.pose_world_landmarks is None:
+            return None
+        _spoken = True
+        height, width = image.shape[:2]
+        # z has the scale of x: in units of the picture's width.
+        scale = np.array([width, height, width], np.float32)
+        out.body[row] = [(p.x, p.y, p.z, p.visibility) for p in result.pose_landmarks.landmark]
+        out.body[row, :, :3] *= scale
+        out.world[row] = [(p.x, p.y, p.z) for p in result.pose_world_landmarks.landmark]
+        for target, found in (
+            (out.face, result.face_landmarks),
+            (out.hands[:, 0], result.left_hand_landmarks),
+            (out.hands[:, 1], result.right_hand_landmarks),
+        ):
+            if found is not None:
+                target[row] = np.array([(p.x, p.y, p.z) for p in found.landmark], np.float32) * scale
+        mask = result.segmentation_mask
+        return None if mask is None else np.clip(mask, 0, 1).astype(np.float32)
+
+    def close(self) -> None:
+        self._graph.close()
+
+
+class MediapipeEstimator:
+    """`PoseEstimator` with mediapipe. Estimates one person: the most prominent, or the one at `options.person`."""
+
+    name = "mediapipe-holistic-2"
+
+    def __init__(self, options: PoseOptions | None = None, *, workers: int | None = None) -> None:
+        """
+        Args:
+            options: which person. Raises UsageError when that cannot be understood.
+            workers: threads; by default one per CPU core, at most 4. The results do not depend on it.
+        """
+        self._point = person_point((options or PoseOptions()).person)
+        self._workers = workers or min(4, os.cpu_count() or 1)
+
+    def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
+        """See `PoseEstimator.track`. Memory: (workers + 1) · 66 pictures."""
+        if self._point is None:
+            parts = list(self._chunks(frames, fps, progress))
+        else:
+            parts = [_follow(frames, self._point, fps, progress)]
+        if not parts or not sum(map(len, parts)):
+            raise ValueError("no frames to track")
+        return _settled(PoseTrack.concatenate(parts))
+
+    def _chunks(self, frames: Iterable[Image], fps: Fraction, progress: Progress) -> Iterator[PoseTrack]:
+        """Tracks of `CHUNK` pictures each, estimated side by side in threads (mediapipe releases the GIL)."""
+        free: deque[_Holistic] = deque()
+        made: list[_Holistic] = []
+        done = [0] * self._workers  # pictures done; one cell per thread would need names: appended under the GIL
+        counter = threading.Lock()
+
+        def tick() -> None:
+            with counter:
+                done[0] += 1
+
+        def work(pictures: list[Image], warm: int) -> PoseTrack:
+            try:
+                graph = free.popleft()
+            except IndexError:
+                graph = _Holistic(static=False)
+                made.append(graph)
+            graph.wipe()
+            height, width = pictures[0].shape[:2]
+            out = empty_track(len(pictures), (width, height), fps)
+            for row, picture in enumerate(pictures):
+                graph(picture, out, row)
+                if row >= warm:
+                    tick()
+            free.append(graph)
+            return out.select(slice(warm, None))
+
+        shown = 0
+
+        def show() -> None:
+            nonlocal shown
+            if done[0] > shown:
+                now = done[0]
+                progress.advance(now - shown)
+                shown = now
+
+        def finished(future: Future[PoseTrack]) -> PoseTrack:
+            while not wait_for([future], timeout=0.2).done:
+                show()
+            show()
+            return future.result()
+
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pose")
+        try:
+            running: deque[Future[PoseTrack]] = deque()
+            stream, before = iter(frames), list[Image]()
+            while pictures := list(islice(stream, CHUNK)):
+                running.append(pool.submit(work, before + pictures, len(before)))
+                before = pictures[-WARM_UP:]
+                while len(running) > self._workers:
+                    yield finished(running.popleft())
+            while running:
+                yield finished(running.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for graph in made:
+                graph.close()
+
+    def segment(self, frames: Sequence[Image]) -> list[tuple[PoseTrack, Array]]:
+        """See `PoseEstimator.segment`. Where the whole picture shows nobody, crops and a padded picture are tried."""
+        graphs = threading.local()
+        made: list[_Holistic] = []
+
+        def one(picture: Image) -> tuple[PoseTrack, Array]:
+            if not hasattr(graphs, "own"):
+                graphs.own = _Holistic(static=True)
+                made.append(graphs.own)
+            return _find(graphs.own, picture, self._point)
+
+        with ThreadPoolExecutor(min(self._workers, max(1, len(frames)))) as pool:
+            try:
+                return list(pool.map(one, frames))
+            finally:
+                pool.shutdown(cancel_futures=True)
+                for graph in made:
+                    graph.close()
+
+
+def _settled(track: PoseTrack) -> PoseTrack:
+    """`track` with teleports taken out, `missed` set from what is left, and depth in pixels."""
+    _set_depth(track)
+    gone = teleports(track.body)
+    for array in (track.body, track.world, track.face, track.hands):
+        array[gone] = np.nan
+    return replace(track, missed=tuple(np.flatnonzero(~track.found).tolist()))
+
+
+def _set_depth(track: PoseTrack) -> None:
+    """Sets the body's z from the world coordinates: mediapipe's own z agrees with them in order (correlation 0.99), but
+    is three to four times too deep."""
+    track.body[..., 2] = track.world[..., 2] * pixels_per_metre(track)[:, None]
+
+
+def _crop(picture: Image, window: Window) -> Image:
+    """The part of the picture in `window`; grey where the window reaches beyond it."""
+    height, width = picture.shape[:2]
+    x, y, w, h = window
+    if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+        return picture[y : y + h, x : x + w]
+    out = np.full((h, w, 3), 127, np.uint8)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if x1 > x0 and y1 > y0:
+        out[y0 - y : y1 - y, x0 - x : x1 - x] = picture[y0:y1, x0:x1]
+    return out
+
+
+def _look(graph: _Holistic, picture: Image, window: Window, out: PoseTrack, row: int) -> Array | None:
+    """Estimates inside `window`, writes into `out` in pixels of the whole picture; returns the whole picture's mask."""
+    part = _crop(picture, window)
+    size = fitting((window[2], window[3]))
+    if size != (window[2], window[3]):
+        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+    mask = graph(part, out, row)
+    if not np.isfinite(out.body[row, 0, 0]):
+        return None
+    scale = np.array([window[2] / size[0], window[3] / size[1], window[2] / size[0]], np.float32)
+    shift = np.array([window[0], window[1], 0], np.float32)
+    out.body[row, :, :3] = out.body[row, :, :3] * scale + shift
+    out.face[row] = out.face[row] * scale + shift
+    out.hands[row] = out.hands[row] * scale + shift
+    if mask is None:
+        return None
+    height, width = picture.shape[:2]
+    mask = cv2.resize(mask, (window[2], window[3]), interpolation=cv2.INTER_LINEAR)
+    if window == (0, 0, width, height):
+        return mask
+    whole = np.zeros((height, width), np.float32)
+    x, y, w, h = window
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    whole[y0:y1, x0:x1] = mask[y0 - y : y1 - y, x0 - x : x1 - x]
+    return whole
+
+
+def _around(body: Array, margin: float) -> Window:
+    """The square-ish window around a pose (33, 4), `margin` of its larger side wider on each side."""
+    low, high = body[:, :2].min(axis=0), body[:, :2].max(axis=0)
+    side = float((high - low).max())
+    low, high = low - margin * side, high + margin * side
+    x, y = int(low[0]), int(low[1])
+    return x, y, max(16, int(high[0]) - x), max(16, int(high[1]) - y)
+
+
+def _windows(size: tuple[int, int], point: tuple[float, float] | None) -> Iterator[Window]:
+    """Where to look for a person, one after the other: everything, then closer, then with a border around.
+
+    Around `point` when it is given, else over the picture.
+    """
+    width, height = size
+    if point is not None:
+        for share in (0.5, 0.3, 0.8, 0.18, 1.2):
+            side = int(max(size) * share)
+            yield int(point[0] - side / 2), int(point[1] - side / 2), side, side
+        return
+    yield 0, 0, width, height
+    border = max(size) // 4  # a person who fills the picture, cut off at its edges
+    yield -border, -border, width + 2 * border, height + 2 * border
+    for share in (0.6, 0.4):  # a small person in a wide picture
+        w = h = int(max(size) * share)
+        w, h = min(w, width), min(h, height)
+        for y in sorted({(height - h) // 2, height - h, 0}, key=lambda v: abs(v - (height - h) // 2)):
+            for x in sorted({0, (width - w) // 4, (width - w) // 2, (width - w) * 3 // 4, width - w}, key=lambda v: abs(v - (width - w) // 2)):
+                yield x, y, w, h
+
+
+def _contains(body: Array, point: tuple[float, float]) -> bool:
+    """Whether `point` lies in the box of the pose (33, 4)."""
+    low, high = body[:, :2].min(axis=0), body[:, :2].max(axis=0)
+    margin = 0.05 * float((high - low).max())
+    return bool(((low - margin <= point) & (point <= high + margin)).all())
+
+
+def _find(graph: _Holistic, picture: Image, point: tuple[float, float] | None) -> tuple[PoseTrack, Array]:
+    """The person in one picture (at `point`) with a static graph, looked for in several windows."""
+    height, width = picture.shape[:2]
+    for n, window in enumerate(_windows((width, height), point)):
+        out = empty_track(1, (width, height))
+        mask = _look(graph, picture, window, out, 0)
+        if mask is None or (point is not None and not _contains(out.body[0], point)):
+            continue
+        if n or point is not None:  # found in a crop: look once more, framed as the detector likes it
+            again = empty_track(1, (width, height))
+            better = _look(graph, picture, _around(out.body[0], 0.25), again, 0)
+            if better is not None and (point is None or _contains(again.body[0], point)):
+                out, mask = again, better
+        _set_depth(out)
+        return replace(out, missed=()), mask
+    return empty_track(1, (width, height)), np.zeros((height, width), np.float32)
+
+
+def _follow(frames: Iterable[Image], point: tuple[float, float], fps: Fraction, progress: Progress) -> PoseTrack:
+    """The track of the person at `point` of the first picture, among others: mediapipe sees a window that moves along.
+
+    The window (the pose's box and 0.4 of its side around) stands still while the person is well inside, so that the
+    graph's own tracking works; when it moves, the graph forgets. A pose that jumps away counts as missed and widens
+    the window; after a second without the person it is looked for at the last place in windows of several sizes.
+    """
+    still: _Holistic = _Holistic(static=True)
+    graph: _Holistic = _Holistic(static=False)
+    rows: list[PoseTrack] = []
+    try:
+        window: Window | None = None
+        last: Array | None = None
+        lost = 0
+        for picture in frames:
+            height, width = picture.shape[:2]
+            row = empty_track(1, (width, height), fps)
+            if last is None or window is None or lost > fps:
+                place = point if last is None else tuple(last[11:25:12, :2].mean(axis=0).tolist())
+                row = replace(_find(still, picture, place)[0], fps=fps)
+                graph.wipe()
+            else:
+                _look(graph, picture, window, row, 0)
+            body = row.body[0]
+            if np.isfinite(body[23, 0]) and (last is None or lost > fps or _near(last, body)):
+                last, lost = body, 0
+                inner = _around(body, 0.1)
+                if window is None or not _inside(inner, window) or inner[2] + inner[3] < 0.45 * (window[2] + window[3]):
+                    window = _around(body, 0.4)
+                    graph.wipe()
+            else:
+                row = empty_track(1, (width, height), fps)
+                lost += 1
+                graph.wipe()
+            rows.append(row)
+            progress.advance()
+    finally:
+        still.close()
+        graph.close()
+    return PoseTrack.concatenate(rows) if rows else empty_track(0, (1, 1), fps)
+
+
+def _inside(inner: Window, outer: Window) -> bool:
+    return (
+        inner[0] >= outer[0]
+        and inner[1] >= outer[1]
+        and inner[0] + inner[2] <= outer[0] + outer[2]
+        and inner[1] + inner[3] <= outer[1] + outer[3]
+    )
+
+
+def _near(a: Array, b: Array) -> bool:
+    """Whether two poses (33, 4) of consecutive pictures can be one person's: half a body's size apart at most."""
+    size = float((a[:, :2].max(axis=0) - a[:, :2].min(axis=0)).max())
+    return bool(np.hypot(*(a[11:25, :2].mean(axis=0) - b[11:25, :2].mean(axis=0))) < 0.5 * size)
+
+
+def mask_in(picture: Image, box: npt.NDArray[np.floating]) -> Array:
+    """The soft mask (H, W) of the person in `box` (x0, y0, x1, y1) of a picture; all zero when nobody is found there."""
+    height, width = picture.shape[:2]
+    graph = _Holistic(static=True)
+    try:
+        corners = np.zeros((2, 4), np.float32)
+        corners[:, :2] = np.asarray(box).reshape(2, 2)
+        mask = _look(graph, picture, _around(corners, 0.15), empty_track(1, (width, height)), 0)
+    finally:
+        graph.close()
+    return np.zeros((height, width), np.float32) if mask is None else mask

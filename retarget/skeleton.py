@@ -1,0 +1,100 @@
+"""The skeleton: joints, bones and body parts.
+
+Joints are the 33 body landmarks of BlazePose (the order of every pose estimator's output after conversion). Parts are
+the ten body parts of Dance Dance Generation §3.1 (head, torso, upper and lower arms and legs) and, because a hand or a
+foot that does not follow its own joints is what the eye notices first (§3.2, "Enhancing local details"), hands and feet.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+JOINTS: Final[tuple[str, ...]] = (
+    "nose",
+    "left_eye_inner",
+    "left_eye",
+    "left_eye_outer",
+    "right_eye_inner",
+    "right_eye",
+    "right_eye_outer",
+    "left_ear",
+    "right_ear",
+    "mouth_left",
+    "mouth_right",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_pinky",
+    "right_pinky",
+    "left_index",
+    "right_index",
+    "left_thumb",
+    "right_thumb",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+    "left_heel",
+    "right_heel",
+    "left_foot_index",
+    "right_foot_index",
+)
+"""Names of the 33 joints, by index. Left and right are the person's own."""
+
+J: Final[dict[str, int]] = {name: i for i, name in enumerate(JOINTS)}
+"""Joint name → index."""
+
+MIRROR: Final[tuple[int, ...]] = tuple(
+    J[n.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right")] for n in JOINTS
+)
+"""Index of each joint's mirror image (for horizontal flips)."""
+
+FACE_JOINTS: Final[tuple[int, ...]] = tuple(range(11))
+FACE_POINTS: Final = 468
+HAND_POINTS: Final = 21
+
+PARTS: Final[tuple[str, ...]] = (
+    "head",
+    "torso",
+    "left_upper_arm",
+    "right_upper_arm",
+    "left_lower_arm",
+    "right_lower_arm",
+    "left_upper_leg",
+    "right_upper_leg",
+    "left_lower_leg",
+    "right_lower_leg",
+    "left_hand",
+    "right_hand",
+    "left_foot",
+    "right_foot",
+)
+"""Body parts; the first ten are those of Dance Dance Generation §3.1, in the order of the pose map's channels."""
+
+PART: Final[dict[str, int]] = {name: i for i, name in enumerate(PARTS)}
+
+BONES: Final[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = (
+    ((J["left_shoulder"], J["right_shoulder"]), (J["nose"],)),
+    ((J["left_shoulder"], J["right_shoulder"]), (J["left_hip"], J["right_hip"])),
+    ((J["left_shoulder"],), (J["left_elbow"],)),
+    ((J["right_shoulder"],), (J["right_elbow"],)),
+    ((J["left_elbow"],), (J["left_wrist"],)),
+    ((J["right_elbow"],), (J["right_wrist"],)),
+    ((J["left_hip"],), (J["left_knee"],)),
+    ((J["right_hip"],), (J["right_knee"],)),
+    ((J["left_knee"],), (J["left_ankle"],)),
+    ((J["right_knee"],), (J["right_ankle"],)),
+    ((J["left_wrist"],), (J["left_index"], J["left_pinky"])),
+    ((J["right_wrist"],), (J["right_index"], J["right_pinky"])),
+    ((J["left_heel"], J["left_ankle"]), (J["left_foot_index"],)),
+    ((J["right_heel"], J["right_ankle"]), (J["right_foot_index"],)),
+)
+"""Per part, the line segment it hangs on: the mean of the first joints → the mean of the second joints."""
+
+PARENT: Final[tuple[int, ...]] = (1, -1, 1, 1, 2, 3, 1, 1, 6, 7, 4, 5, 8, 9)
+"""Per part, the part it is joined to; -1 for the torso, the root."""

@@ -1,0 +1,1 @@
+"""Training: the one optimiser loop (`fit`) and what is built on it."""
