@@ -57,7 +57,7 @@ def explain(error: BaseException) -> Failure:
     if hasattr(error, "format_message"):  # typer's own, about what was typed
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "retarget"
-        sentence = str(error.format_message()).strip()
+        sentence = str(error.format_message()).replace("Value error, ", "").strip()
         sentence += "" if sentence.endswith((".", "?", "!")) else "."
         return Failure("UsageError", sentence, f"See {command} --help.", UsageError.exit_code)
     if _out_of_memory(error):
@@ -260,6 +260,9 @@ class Console:
             self.close()
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer's: no command was given, show what there is
+                _print(str(error), sys.stderr)
+                return UsageError.exit_code
             return self.fail(error)
         if code == INTERRUPTED:  # typer swallows Ctrl-C
             return self.fail(KeyboardInterrupt())
@@ -313,13 +316,11 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """A number of bytes for people: `1.5 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        del units[0]
+    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.1f} {units[0]}"
 
 
 def number(value: float | None) -> str:

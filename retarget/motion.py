@@ -70,7 +70,8 @@ def fill_gaps(track: PoseTrack, longest: float = 0.5) -> PoseTrack:
     hands = np.stack([_filled(track.hands[:, i] - wrists[:, i], most, hold=False) for i in (0, 1)], axis=1) + wrists
     face = _filled(track.face - nose, most, hold=False) + nose
     # What was found stays as it was to the bit.
-    hands, face = np.where(np.isfinite(track.hands), track.hands, hands), np.where(np.isfinite(track.face), track.face, face)
+    hands = np.where(np.isfinite(track.hands), track.hands, hands)
+    face = np.where(np.isfinite(track.face), track.face, face)
     return replace(track, body=body, world=world, hands=hands.astype(np.float32), face=face.astype(np.float32))
 
 
@@ -228,7 +229,8 @@ def body_of(track: PoseTrack) -> Body:
     scale = float(np.median(scales))
     middle = points[:, HIPS].mean(axis=1)
     low = points[..., 1].max(axis=1)
-    lower = np.array([(seen[:, [J[f"left_{n}"], J[f"right_{n}"]]].min(axis=1) > 0.5).mean() for n in ("hip", "knee", "ankle")])
+    pairs = [[J[f"left_{n}"], J[f"right_{n}"]] for n in ("hip", "knee", "ankle")]
+    lower = np.array([(seen[:, pair].min(axis=1) > 0.5).mean() for pair in pairs], np.float32)
     standing = seen[:, FEET].max(axis=1) > 0.5
     rest = np.concatenate([points - middle[:, None], track.body[..., 3:]], axis=2)
     rest[..., :3] *= (scale / scales)[:, None, None]
@@ -240,7 +242,7 @@ def body_of(track: PoseTrack) -> Body:
         floor=float(np.percentile(low[standing], 75)) if standing.mean() > 0.3 else float("nan"),
         centre=float(np.median(middle[:, 0])),
         shoulder=float(np.median(points[:, SHOULDERS, 1].mean(axis=1))),
-        lower=lower.astype(np.float32),
+        lower=lower,
         rest=np.median(rest, axis=0).astype(np.float32),
         head=head,
         face=face,
@@ -398,9 +400,9 @@ def _limited(rotation: Float, turn: Array, beyond: float = 35.0) -> Float:
     return _toward(*allowed) @ roll
 
 
-def soft(values: Float, free: float, limit: float) -> Float:
+def soft(values: Float, free: float | Float, limit: float | Float) -> Float:
     """`values` untouched within ±`free`, beyond compressed smoothly towards ±`limit`."""
-    room = max(limit - free, 1e-6)
+    room = np.maximum(limit - free, 1e-6)
     over = np.abs(values) - free
     return np.where(over <= 0, values, np.sign(values) * (free + room * np.tanh(np.maximum(over, 0) / room)))
 
@@ -432,7 +434,8 @@ def _attitude(track: PoseTrack, body: Body, fps: float) -> tuple[Float, Float, M
     trust = np.exp(-_distance(np.arange(len(track)), np.flatnonzero(has_mesh)) / (0.3 * fps))
     turn_off = _patched(np.where(has_mesh[:, None, None], fine @ coarse.transpose(0, 2, 1), np.nan), trust)
     turned = np.where(has_mesh[:, None, None], fine, _nearest_rotation(turn_off) @ coarse)
-    place = np.where(has_mesh[:, None], steady, ear + _patched(np.where(has_mesh[:, None], steady - ear, np.nan), trust))
+    place_off = _patched(np.where(has_mesh[:, None], steady - ear, np.nan), trust)
+    place = np.where(has_mesh[:, None], steady, ear + place_off)
     # The mesh of a face that was not found is shown only where it must be visible.
     front = _facing(np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)))
     return turned, place, has_mesh | (front > np.cos(np.radians(50)))
@@ -486,6 +489,8 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
         say.warn(f"The driving video hardly shows the {' and '.join(hidden)}; there the avatar keeps its own pose.")
 
     nearer = np.log(np.maximum(_calm(pixels_per_metre(track), fps), 1e-6) / mine.scale)
+    if "hips" in hidden:
+        nearer[:] = 0  # a head and shoulders do not tell it
     near = _nearest(body)
     kept = np.where(nearer > 0, soft(nearer, 0.6 * near, near), soft(nearer, 0.18, 0.3))
     grow = np.exp(kept - nearer)[:, None, None]  # 1 while the distance hardly changes
@@ -495,11 +500,12 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
 
     turned, pivot, visible = _attitude(track, body, fps)
     turned = _limited(turned, body.turn)
-    ear = posed[:, SHOULDERS].mean(axis=1) + (pivot - points[:, SHOULDERS].mean(axis=1)) * ratio[BONE["neck"]] * grow[:, 0]
-    ear = ear[:, None]
+    neck = (pivot[:, None] - points[:, SHOULDERS].mean(axis=1, keepdims=True)) * ratio[BONE["neck"]] * grow
+    ear = posed[:, SHOULDERS].mean(axis=1, keepdims=True) + neck
     posed[:, FACE_JOINTS] = ear + shown * np.einsum("tij,nj->tni", turned, body.head.astype(np.float64))
 
-    place = _place(track, points, posed, body, mine, ratio, grow[:, 0, 0], hidden)
+    leg = (ratio[BONE["upper_leg"]] + ratio[BONE["lower_leg"]]) / 2 * grow[:, 0, 0]
+    place = _place(points, posed, body, mine, leg, kept, hidden, fps)
     posed[..., :2] += place[:, None]
     ear[..., :2] += place[:, None]
 
@@ -510,13 +516,14 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     if body.face is not None:
         mesh = shown * np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)) + ear * _XY
         face[visible] = mesh[visible]
+    world = _tree(track.world.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
     visibility = track.body[..., 3:].copy()
     for name in hidden:
         visibility[:, _PARTS[name]] = body.rest[_PARTS[name], 3:]
     return replace(
         track,
         body=np.concatenate([posed, visibility], axis=2).astype(np.float32),
-        world=_tree(track.world.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1))).astype(np.float32),
+        world=world.astype(np.float32),
         face=face,
         hands=hands.astype(np.float32),
         size=size,
@@ -527,9 +534,15 @@ def _ratios(body: Body, mine: Body) -> Float:
     """(9,) avatar's bone lengths over the driver's; where one was not seen, the median of the others."""
     ratio = (body.lengths / np.maximum(mine.lengths, 1e-3)).astype(np.float64)
     known = ratio[np.isfinite(ratio)]
-    whole = float(np.median(known)) if len(known) else body.scale / mine.scale
+    whole = float(np.median(known)) if len(known) else _extent(body) / max(_extent(mine), 1e-3)
     ratio[~np.isfinite(ratio)] = whole
     return ratio.clip(0.7 * whole, 1.4 * whole)
+
+
+def _extent(body: Body) -> float:
+    """The size of a head, pixels."""
+    points = body.head if body.face is None else body.face
+    return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
 _LEG = tuple(J[f"{s}_{n}"] for s in ("left", "right") for n in ("ankle", "heel", "foot_index"))
@@ -547,7 +560,7 @@ def _hidden(mine: Body, body: Body) -> list[str]:
 
 
 def _nearest(body: Body) -> float:
-    """How far the avatar may come nearer, as the logarithm of its growth, before a standing one outgrows the picture."""
+    """How far the avatar may come nearer, as the logarithm of its growth: standing, it should fit into the picture."""
     head = float(body.rest[FACE_JOINTS, 1].min())
     if not np.isfinite(body.floor):
         return 0.3
@@ -561,7 +574,7 @@ def _room(body: Body) -> float:
 
 
 def _calm(values: Float, fps: float, window: float = 0.5) -> Float:
-    """(T,) the slow part of values over time: running median, then Gaussian, both `window` seconds wide. NaN is held."""
+    """(T,) the slow part of values over time: running median, then Gaussian, `window` seconds wide. NaN is held."""
     values = _filled(values[:, None].astype(np.float32), 0, hold=True)[:, 0].astype(np.float64)
     reach = round(window * fps)
     if reach < 1 or len(values) < 3:
@@ -623,50 +636,66 @@ def _made_up(posed: Float, body: Body, hidden: list[str], shown: Float) -> Float
 
 
 def _place(
-    track: PoseTrack, points: Float, posed: Float, body: Body, mine: Body, ratio: Float, grow: Float, hidden: list[str]
+    points: Float, posed: Float, body: Body, mine: Body, leg: Float, near: Float, hidden: list[str], fps: float
 ) -> Float:
-    """(T, 2) where mid hip goes in the avatar's picture."""
-    width = body.size[0]
-    fps = float(track.fps)
-    leg = (ratio[BONE["upper_leg"]] + ratio[BONE["lower_leg"]]) / 2 * grow
-    tall = 1.65 * body.scale
-    if np.isfinite(body.floor):
-        low = points[..., 1].max(axis=1)
-        reach = posed[..., 1].max(axis=1)
-        if hidden or not np.isfinite(mine.floor):
-            y = body.floor - reach  # no floor to jump from
-        else:
+    """(T, 2) where mid hip goes in the avatar's picture.
+
+    Args:
+        points: (T, 33, 3) the driver's pose. posed: the fitted one, relative to mid hip.
+        leg: (T,) the avatar's leg length over the driver's.
+        near: (T,) how much nearer the avatar is shown than it was, as the logarithm of its size.
+        hidden: see `_hidden`.
+    """
+    width, height = body.size
+    rest = _rest(body)
+    shoulders_seen = body.rest[SHOULDERS, 3].min() > 0.5 and rest[SHOULDERS, 1].max() < height
+    standing = bool(np.isfinite(body.floor))
+    anchor = HIPS if standing and "hips" not in hidden else SHOULDERS if standing or shoulders_seen else EARS
+    start, mean = rest[anchor, :2].mean(axis=0), posed[:, anchor, :2].mean(axis=1)
+    moved = points[:, anchor, :2].mean(axis=1)
+    origin = np.array([mine.centre, 0.0]) if anchor is HIPS else np.nanmedian(moved, axis=0)
+    moved = (moved - origin) * leg[:, None]
+    if standing:
+        low, reach = points[..., 1].max(axis=1), posed[..., 1].max(axis=1)
+        y = body.floor - reach
+        if not hidden and np.isfinite(mine.floor):  # else there is no floor to jump from
             ground = _ground(low, fps)
+            # The floor line follows steps towards and away from the camera, as a camera 1.5 m above the floor sees
+            # them, and not beyond the picture's edge.
+            bound = body.scale * (1.5 * np.abs(np.exp(near) - 1) + 0.05)
             drift = (ground - mine.floor) * leg
-            room = _room(body)
-            drift = np.where(drift > 0, soft(drift, 0.5 * room, room), soft(drift, 0.1 * tall, 0.2 * tall))
-            y = body.floor + drift - (ground - low) * leg - reach
+            drift = soft(drift, 0.6 * bound, bound)
+            drift = np.where(drift > 0, soft(drift, 0.5 * _room(body), _room(body)), drift)
+            y = y + drift - (ground - low) * leg
     else:
-        trunk = ratio[BONE["spine"]] * grow
-        shoulder = posed[:, SHOULDERS, 1].mean(axis=1)
-        moved = (points[:, SHOULDERS, 1].mean(axis=1) - mine.shoulder) * trunk
-        y = body.shoulder + soft(moved, 0.15 * tall, 0.4 * tall) - shoulder
-    anchor = SHOULDERS if "hips" in hidden else HIPS
-    sideways = points[:, anchor, 0].mean(axis=1)
-    start = mine.centre if anchor is HIPS else float(np.nanmedian(sideways))
-    travel = (sideways - start) * leg
-    core = posed[:, _core(body), 0]
-    x = body.centre + _travel(travel, core.min(axis=1) + body.centre, core.max(axis=1) + body.centre, width)
-    return np.stack([x, y], axis=1)
+        y = start[1] + soft(moved[:, 1], 0.05 * height, 0.12 * height) - mean[:, 1]
+    stand = body.centre if anchor is HIPS else start[0] - mean[:, 0]
+    core = posed[:, _core(body), 0] + np.reshape(stand, (-1, 1))
+    margin = 0.1 * body.scale
+    travel = _travel(moved[:, 0], core.min(axis=1) - margin, core.max(axis=1) + margin, width)
+    return np.stack([stand + travel, y], axis=1)
+
+
+def _rest(body: Body) -> Float:
+    """(33, 3) the resting pose where it stands in the picture."""
+    place = np.array([body.centre, body.shoulder - body.rest[SHOULDERS, 1].mean(), 0])
+    rest: Float = body.rest[:, :3] + place
+    return rest
 
 
 def _core(body: Body) -> list[int]:
     """The joints that should stay inside the picture: head, trunk and legs, as far as they are in the avatar's."""
-    y = body.rest[:, 1] + body.shoulder - body.rest[SHOULDERS, 1].mean()
+    y = _rest(body)[:, 1]
     return [j for j in CORE if j in EARS or (body.rest[j, 3] > 0.5 and y[j] < body.size[1])]
 
 
 def _ground(low: Float, fps: float) -> Float:
-    """(T,) the driver's floor line (y): the lowest point over two seconds around, smoothed. Jumps do not lift it."""
+    """(T,) the driver's floor line (y): the lowest point within half a second, smoothed. A jump does not lift it, for
+    nobody stays in the air that long; steps towards the camera and away do."""
     low = _filled(low[:, None].astype(np.float32), 0, hold=True)[:, 0].astype(np.float64)
-    reach = max(1, round(fps))
+    reach = max(1, round(0.5 * fps))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(low, reach, mode="edge"), 2 * reach + 1)
-    return _gauss(np.percentile(windows, 85, axis=1), 0.5 * fps)
+    return _gauss(np.percentile(windows, 85, axis=1), 0.2 * fps)
 
 
 def _travel(travel: Float, left: Float, right: Float, width: int) -> Float:

@@ -36,6 +36,10 @@ FRONT = dict.fromkeys(PARTS, 0.0) | {
     "left_upper_arm": 0.06, "right_upper_arm": 0.06, "left_lower_arm": 0.10, "right_lower_arm": 0.10,
     "left_hand": 0.14, "right_hand": 0.14, "left_foot": 0.01, "right_foot": 0.01,
 }  # fmt: skip
+# Bones that tell the body's scale, and their length in metres.
+RULERS = (
+    (11, 12, 0.33), (11, 23, 0.50), (12, 24, 0.50), (23, 25, 0.40), (24, 26, 0.40), (25, 27, 0.37), (26, 28, 0.37),
+)  # fmt: skip
 # Points of the face mesh that steer the head: chin, forehead, cheeks, nose, mouth corners, eye corners.
 MESH_ANCHORS = (152, 10, 234, 454, 1, 61, 291, 33, 263)
 # Every third point of the mesh is enough for the residual field.
@@ -82,25 +86,21 @@ def _unit(v: Float) -> Float:
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-6)
 
 
-def body_scale(track: PoseTrack) -> Float:
-    """Pixels per metre of each pose, (T,): what best lays the trunk and legs in metres (x, y of `world`) on the picture.
-
-    Far steadier than lengths in the picture: foreshortening changes both sides alike. The estimators' own z in pixels is
-    not used: its scale is uncalibrated (about four times too deep on full figures).
-    """
-    joints = [11, 12, 23, 24, 25, 26, 27, 28]
-    p = track.body[:, joints, :2].astype(np.float64)
-    q = track.world[:, joints, :2].astype(np.float64)
-    p, q = p - p.mean(1, keepdims=True), q - q.mean(1, keepdims=True)
-    return np.maximum(np.sqrt((p**2).sum((1, 2)) / np.maximum((q**2).sum((1, 2)), 1e-9)), 1.0)
+def body_scale(body: Float) -> Float:
+    """Pixels per metre of each pose (T, 33, 4), (T,): the lengths of trunk and legs in three dimensions against an
+    adult's. Needs the calibrated z of `PoseTrack`; foreshortening then cancels."""
+    length, metres = np.zeros(len(body)), 0.0
+    for a, b, m in RULERS:
+        length += np.linalg.norm(body[:, a, :3] - body[:, b, :3], axis=1)
+        metres += m
+    return np.maximum(length / metres, 1.0)
 
 
 def skeletons(track: PoseTrack) -> Skeleton:
     """The skeletons of all poses of a track (whose bodies must be finite: fill gaps first)."""
     body = track.body.astype(np.float64)
-    scale = body_scale(track)
-    xyz, vis = body[..., :3].copy(), np.nan_to_num(body[..., 3])
-    xyz[..., 2] = track.world[..., 2] * scale[:, None]
+    scale = body_scale(body)
+    xyz, vis = body[..., :3], np.nan_to_num(body[..., 3])
     n = len(body)
     bones = np.stack([np.stack([xyz[:, a].mean(1), xyz[:, b].mean(1)], 1) for a, b in BONES], 1)
     visible = np.stack([vis[:, sorted({*a, *b})].mean(1) for a, b in BONES], 1)
@@ -695,3 +695,27 @@ def _sample(
         texture[piece.ref][None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )[0]
     return torch.cat([out[:3] * out[3:], out[3:]]) * piece.weight
+
+
+def contact(pose: Skeleton, size: tuple[int, int], zoom: float, like: torch.Tensor) -> torch.Tensor:
+    """Where the feet shade the floor, (1, H, W) in 0..1: a soft ellipse under each foot of one pose.
+
+    Args:
+        size: (H, W) of the picture.
+        zoom: its pixels per pixel of the pose.
+        like: gives device and dtype.
+    """
+    height, width = size
+    y = torch.arange(height, device=like.device, dtype=like.dtype)[:, None] + 0.5
+    x = torch.arange(width, device=like.device, dtype=like.dtype)[None] + 0.5
+    shade = like.new_zeros(1, height, width)
+    metre = float(pose.scale[0]) * zoom
+    for foot in (PART["left_foot"], PART["right_foot"]):
+        points = pose.points[0, foot, :3] * zoom
+        if not np.isfinite(points).all():
+            continue
+        left, right = points[:, 0].min() - 0.06 * metre, points[:, 0].max() + 0.06 * metre
+        cx, cy = (left + right) / 2, points[1:, 1].max() + 0.02 * metre
+        rx, ry = (right - left) / 2 + 0.05 * metre, 0.055 * metre
+        shade = torch.maximum(shade, torch.exp(-(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2))[None])
+    return shade

@@ -157,7 +157,7 @@ def _tail(messages: str) -> str:
     """The last telling line of what ffmpeg wrote, without its addresses and level marks."""
     lines = [re.sub(r"\[[^\]]*\]\s*|^Error opening input: ", "", line).strip() for line in messages.splitlines()]
     dull = ("Conversion failed", "Error opening input file", "Error opening output file", "Press [q]")
-    lines = [line for line in lines if line and not line.startswith(dull)]
+    lines = [line for line in lines if line and not line.startswith(dull) and "Last message repeated" not in line]
     return lines[-1].rstrip(".") if lines else "no message"
 
 
@@ -237,7 +237,7 @@ class _Process:
 
 # ------------------------------------------------------------------------------------------------ looking at a file
 
-_scans: dict[tuple[Path, int, int], _Scan] = {}
+_scans: dict[tuple[Path, Path, int, int], _Scan] = {}
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -261,7 +261,7 @@ def timestamps(path: str | Path, start: float = 0.0, end: float | None = None) -
 def _scan(path: str | Path) -> _Scan:
     path = Path(path)
     state = _check_file(path)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size)
+    key = (path, path.absolute(), state.st_mtime_ns, state.st_size)
     if key not in _scans:
         _scans[key] = _look(path)
     return _scans[key]
@@ -323,7 +323,8 @@ def _look(path: Path) -> _Scan:
     whole = sum(row.duration for row in packets)  # a packet's own duration may be that of another one in decoding order
 
     width, height = (int(v) for v in table.header[1]["dimensions"].split("x"))
-    sar = Fraction(table.header[1].get("sar", "1/1").replace("0/1", "1/1"))
+    over, under = (int(v) for v in table.header[1].get("sar", "0/1").split("/"))
+    sar = Fraction(over, under) if over > 0 < under else Fraction(1)
     if abs(sar - 1) > _NEARLY_SQUARE:
         width = max(1, round(width * sar))
     rate = _constant_rate(times, tick, stream)
@@ -527,11 +528,21 @@ def _frames(process: _Process, scan: _Scan, chosen: range, width: int, height: i
         frame = np.empty((height, width, 3), np.uint8)
         if process.read_into(frame.data.cast("B")) < frame.nbytes:
             process.finish()
-            raise VideoError(
-                f"{scan.info.path} breaks off at frame {number} of {len(scan.times)} ({_tail(process.messages())}).",
-                f"Export the file again, or stop before that place with --end {float(scan.seconds(number)):.2f}.",
-            )
+            raise _shortage(scan, chosen, number, process.messages())
         yield frame
+
+
+def _shortage(scan: _Scan, chosen: range, number: int, messages: str) -> VideoError:
+    """The error for too few frames: names the first that cannot be decoded, or else where the stream ended."""
+    path = scan.info.path
+    decoded = {(cast("int", row.pts) - scan.times[0]) * scan.tick for row in _decode_times(path, scan.tick)[1]}
+    lost = next((i for i in chosen if scan.seconds(i) not in decoded), None)
+    place = number if lost is None else lost
+    return VideoError(
+        f"{path} {'breaks off' if lost is None else 'is damaged'} at frame {place} of {len(scan.times)}"
+        f" ({_tail(messages)}).",
+        f"Export the file again, or stop before that place with --end {float(scan.seconds(place)):.2f}.",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -564,9 +575,10 @@ def open_writer(
     Args:
         size: (width, height) of the frames.
         fps: exact rate; ignored for the spacing when `timestamps` are given.
-        audio_from: video whose sound between `start` and `end` is laid under, in sync with its first chosen frame, cut
-            at the end of this video or filled up with silence. Copied when nothing is cut from its start and the
-            container can hold it, else AAC 192 kbit/s (Opus in WebM). A video without sound gives none.
+        audio_from: video whose sound between `start` and `end` is laid under, in sync with its first chosen frame and
+            cut at the end of this video. Copied (then a shorter sound stays shorter) when nothing is cut from its start
+            and the container can hold it, else AAC 192 kbit/s (Opus in WebM), filled up with silence. A video without
+            sound gives none.
         metadata: tags of the file; any keys, read back by `read_metadata`.
         crf: quality of x264, 0 (best) to 51; of VP9 on its own scale, 12 added.
         timestamps: seconds of each frame after the first, increasing; kept to 1/90000 s.
@@ -582,6 +594,7 @@ def open_writer(
         source = _scan(audio_from)
         if source.audio is not None:
             sound = (source, source.between(start, end))
+            _check_sound(source.info.path)
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"size must be positive, not {size}")
@@ -658,6 +671,17 @@ def _check_out(out: Path, alpha: bool) -> None:
         raise StorageError(f"The folder {out.parent} cannot be written.", "Choose another folder.")
 
 
+def _check_sound(path: Path) -> None:
+    """Raises VideoError now rather than after all frames are made when the sound cannot be decoded."""
+    run = _run(_arguments(*_input(path), "-map", "0:a:0", "-t", "0.2", "-f", "null", "-"))
+    if run.returncode != 0:
+        raise _no_sound(path, run.stderr)
+
+
+def _no_sound(path: Path, messages: str) -> VideoError:
+    return VideoError(f"The sound of {path} cannot be read ({_tail(messages)}).", "Leave it out with --no-audio.")
+
+
 @contextmanager
 def _part(out: Path) -> Iterator[Path]:
     """A temporary name beside `out`, gone at the end unless it was moved."""
@@ -689,9 +713,12 @@ def _encoder(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
     else:
         kind = "yuv420p"
         codec = ["-c:v", "libx264", "-preset", "veryfast", "-crf", str(crf)]
+    # Decoding repeats each chroma sample, so taking means inverts it; and it rounds down, by about one step of Y'.
+    step = 4 if kind.endswith("p10le") else 1
     filters = (
-        "scale=out_color_matrix=bt601:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_inp,"
-        f"format={kind},setparams=range=tv:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
+        "scale=out_color_matrix=bt601:out_range=tv:flags=area+accurate_rnd+full_chroma_inp,"
+        f"format={kind},lutyuv=y='if(lte(val,minval),val,min(val+{step},maxval))',"
+        f"setparams=range=tv:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
     )
     return ["-vf", filters, *codec]
 
@@ -729,9 +756,7 @@ def _add_sound(
         messages = run.stderr or messages
         if "No space left" in messages:
             raise _failed(out, messages)
-        raise VideoError(
-            f"The sound of {source.info.path} cannot be read ({_tail(messages)}).", "Leave it out with --no-audio."
-        )
+        raise _no_sound(source.info.path, messages)
 
 
 # A raw Matroska stream (RFC 9559, V_UNCOMPRESSED) carries frames with their own times into ffmpeg, in microseconds.
@@ -869,8 +894,15 @@ def read_image(path: str | Path) -> Image:
             "Scale the picture down first.",
         )
     broken = InputError(f"{path} is a broken picture.", "Open and save it again, or take another one.")
+    if _is_cut_short(data):  # OpenCV would fill the rest with grey
+        raise broken
+    if data.startswith(b"GIF8"):  # OpenCV is often built without it
+        one = ["-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1"]
+        data = subprocess.run(_arguments(*_input(path), *one), capture_output=True, check=False).stdout
     raw = np.frombuffer(data, np.uint8)
     try:
+        if not raw.size:
+            raise broken
         upright = cv2.imdecode(raw, cv2.IMREAD_COLOR)
         full = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -914,12 +946,23 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
             at = table + 2 + 12 * i
             sides[number(at, 2, order)] = number(at + 8, 2 if number(at + 2, 2, order) == 3 else 4, order)
         return (sides[256], sides[257]) if {256, 257} <= sides.keys() else None
+    frame = _jpeg_frame(data)
+    return (number(frame + 7, 2, "big"), number(frame + 5, 2, "big")) if frame else None
+
+
+def _jpeg_frame(data: bytes) -> int:
+    """Where the frame header (SOFn) of a JPEG begins; 0 when there is none."""
     at = 2
-    while data.startswith(b"\xff\xd8") and at + 9 < len(data):
-        if data[at] != 0xFF:
-            return None
+    while data.startswith(b"\xff\xd8") and at + 9 < len(data) and data[at] == 0xFF:
         mark = data[at + 1]
         if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
-            return number(at + 7, 2, "big"), number(at + 5, 2, "big")
-        at += 1 if mark == 0xFF else 2 if mark == 0x01 or 0xD0 <= mark <= 0xD8 else 2 + number(at + 2, 2, "big")
-    return None
+            return at
+        lone = mark == 0x01 or 0xD0 <= mark <= 0xD8
+        at += 1 if mark == 0xFF else 2 if lone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether the end mark of a JPEG (behind the frame header: thumbnails have one too) or PNG is missing."""
+    frame = _jpeg_frame(data)
+    return (frame > 0 and data.find(b"\xff\xd9", frame) < 0) or (data.startswith(b"\x89PNG") and b"IEND" not in data)

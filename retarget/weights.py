@@ -89,6 +89,11 @@ def at_hand(name: str) -> Path | None:
     return path
 
 
+def is_here(line: Entry) -> bool:
+    """Whether the file of an entry is on this machine, unverified."""
+    return _local(line) is not None
+
+
 def find(name: str, *, progress: Progress | None = None) -> Path:
     """The verified file of `name`, downloaded when it is not on this machine.
 

@@ -40,6 +40,8 @@ class References(NamedTuple):
     """Of the K pictures: W is K."""
     plate: Tensor
     """(B, 3, H, W) in -1..1."""
+    shadow: float = 0.0
+    """How much darker the floor is right under the feet, 0..1."""
 
 
 class Frame(NamedTuple):
@@ -78,12 +80,20 @@ class RetargetModel(nn.Module, ABC):
     """A network that draws a known person in given poses."""
 
     @abstractmethod
-    def condition(self, poses: Poses, size: tuple[int, int]) -> Condition:
-        """What this paper draws from a pose window, for pictures of `size` (height, width)."""
+    def condition(self, poses: Poses, size: tuple[int, int], previous: Any = None) -> Condition:
+        """What this paper draws from a pose window, for pictures of `size` (height, width).
+
+        `previous`, the condition of the frame before, spares drawing the window's older poses again: `poses` then needs
+        only the new ones.
+        """
 
     @abstractmethod
     def encode(self, references: References) -> Identity:
         """Once per avatar."""
+
+    @abstractmethod
+    def before(self, identity: Identity, plate: Tensor) -> Identity:
+        """The same person before another scene, (1, 3, H, W) in -1..1, without a shadow on it."""
 
     @abstractmethod
     def forward(self, condition: Any, identity: Identity, state: State) -> tuple[Frame, State]:

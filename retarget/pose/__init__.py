@@ -15,7 +15,15 @@ from . import cache
 from .base import LONG_SIDE, PoseEstimator, PoseOptions, fitting, person_point
 from .cache import load_motion, save_motion
 
-__all__ = ["PoseEstimator", "PoseOptions", "estimate", "estimate_images", "load_motion", "make_estimator", "save_motion"]
+__all__ = [
+    "PoseEstimator",
+    "PoseOptions",
+    "estimate",
+    "estimate_images",
+    "load_motion",
+    "make_estimator",
+    "save_motion",
+]
 
 ESTIMATORS = ("mediapipe", "ultralytics")
 
@@ -30,9 +38,7 @@ def make_estimator(options: PoseOptions) -> PoseEstimator:
         from .ultralytics import UltralyticsEstimator
 
         return UltralyticsEstimator(options)
-    raise UsageError(
-        f"There is no pose estimator {options.estimator!r}.", f"Choose one of: {', '.join(ESTIMATORS)}."
-    )
+    raise UsageError(f"There is no pose estimator {options.estimator!r}.", f"Choose one of: {', '.join(ESTIMATORS)}.")
 
 
 def estimate(
@@ -61,7 +67,8 @@ def estimate(
         track = _from_video(path, options, start, end, progress)
     if not track.found.any():
         raise NobodyFound(
-            f"No person was found in {path.name}.", "Use a video that shows one person, as large and as whole as can be."
+            f"No person was found in {path.name}.",
+            "Use a video that shows one person, as large and as whole as can be.",
         )
     if track.missed:
         share = len(track.missed) / len(track)
@@ -103,9 +110,7 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
     return track
 
 
-def estimate_images(
-    images: Sequence[Image], options: PoseOptions | None = None
-) -> list[tuple[PoseTrack, Array]]:
+def estimate_images(images: Sequence[Image], options: PoseOptions | None = None) -> list[tuple[PoseTrack, Array]]:
     """For each picture by itself: a track of one picture and the person's soft mask, (H, W) float32 in 0..1.
 
     A picture that shows nobody gives a track whose `found` is False and an empty mask. Sizes may differ.

@@ -91,7 +91,9 @@ def empty_track(length: int, size: tuple[int, int], fps: Fraction = Fraction(25)
     )
 
 
-_FRAME = tuple(J[f"{side}_{name}"] for side in ("left", "right") for name in ("shoulder", "hip", "elbow", "knee", "ankle"))
+_FRAME = tuple(
+    J[f"{side}_{name}"] for side in ("left", "right") for name in ("shoulder", "hip", "elbow", "knee", "ankle")
+)
 
 
 def seen(track: PoseTrack) -> npt.NDArray[np.floating]:

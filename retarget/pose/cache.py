@@ -115,6 +115,12 @@ def _umask() -> int:
     return mask
 
 
+_BROKEN = (
+    *(OSError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
+
+
 def load_motion(path: str | Path) -> PoseTrack:
     """Reads a motion file. Raises InputError when it is missing, damaged, newer, or another kind of file."""
     path = Path(path)
@@ -128,7 +134,7 @@ def load_motion(path: str | Path) -> PoseTrack:
             return _unpack(arrays)
     except FileNotFoundError as error:
         raise InputError(f"There is no motion file {path}.", "Check the name.") from error
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, ZeroDivisionError) as error:
+    except _BROKEN as error:
         raise InputError(
             f"{path} is not a motion file of retarget, or it is damaged.",
             "Give a video, or a motion file written by retarget.",

@@ -18,13 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from fractions import Fraction
-from itertools import islice
-from typing import Any
+from itertools import islice, product
+from queue import SimpleQueue
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..skeleton import J
 from ..types import Array, Image, PoseTrack, Progress
 from .base import PoseOptions, empty_track, fitting, person_point, pixels_per_metre, teleports
 
@@ -34,7 +35,9 @@ CHUNK, WARM_UP = 60, 6
 Window = tuple[int, int, int, int]
 """Left, top, width, height of a crop, in pixels; may reach beyond the picture."""
 
-_CHATTER = re.compile(rb"^(INFO: Created TensorFlow|WARNING: All log messages before absl|[IWE]\d{4} [\d:. ]+ *\d+ \S+\.cc:\d+\])")
+_CHATTER = re.compile(
+    rb"^(INFO: Created TensorFlow|WARNING: All log messages before absl|[IWE]\d{4} [\d:. ]+ *\d+ \S+\.cc:\d+\])"
+)
 
 
 class _Quiet:
@@ -68,7 +71,7 @@ class _Quiet:
             sys.stderr.flush()
         real = os.dup(2)
         self._stack.callback(os.close, real)
-        file = self._stack.enter_context(tempfile.TemporaryFile())
+        file = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
         def restore() -> None:
             if sys.stderr is not None:
@@ -107,7 +110,7 @@ class _Holistic:
         self._graph.process(np.zeros((64, 64, 3), np.uint8))
 
     def __call__(self, image: Image, out: PoseTrack, row: int) -> npt.NDArray[np.float32] | None:
-        """Writes the pose into row `row` of `out`'s arrays, in pixels of `image`; returns the mask of a static graph."""
+        """Writes the pose into row `row` of `out`, in pixels of `image`; returns the mask of a static graph."""
         global _spoken
         with contextlib.nullcontext() if _spoken else _quiet:
             result = self._graph.process(np.ascontiguousarray(image))
@@ -134,6 +137,14 @@ class _Holistic:
         self._graph.close()
 
 
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
 class MediapipeEstimator:
     """`PoseEstimator` with mediapipe. Estimates one person: the most prominent, or the one at `options.person`."""
 
@@ -146,28 +157,29 @@ class MediapipeEstimator:
             workers: threads; by default one per CPU core, at most 4. The results do not depend on it.
         """
         self._point = person_point((options or PoseOptions()).person)
-        self._workers = workers or min(4, os.cpu_count() or 1)
+        self._workers = workers or min(4, _cores())
 
     def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
-        """See `PoseEstimator.track`. Memory: (workers + 1) · 66 pictures."""
+        """See `PoseEstimator.track`. Holds (workers + 2) · 66 pictures at most."""
         if self._point is None:
             parts = list(self._chunks(frames, fps, progress))
         else:
-            parts = [_follow(frames, self._point, fps, progress)]
+            parts = [_follow(frames, fps, progress.advance, point=self._point)]
         if not parts or not sum(map(len, parts)):
             raise ValueError("no frames to track")
         return _settled(PoseTrack.concatenate(parts))
 
     def _chunks(self, frames: Iterable[Image], fps: Fraction, progress: Progress) -> Iterator[PoseTrack]:
-        """Tracks of `CHUNK` pictures each, estimated side by side in threads (mediapipe releases the GIL)."""
+        """Tracks of `CHUNK` pictures each, estimated side by side in threads (mediapipe releases the GIL).
+
+        Each piece finds its person anew. Where that is another one than the piece before ended with (their poses in
+        the shared pictures differ), it is done again, following the person of the piece before.
+        """
         free: deque[_Holistic] = deque()
         made: list[_Holistic] = []
-        done = [0] * self._workers  # pictures done; one cell per thread would need names: appended under the GIL
-        counter = threading.Lock()
-
-        def tick() -> None:
-            with counter:
-                done[0] += 1
+        stop = threading.Event()
+        ticks: SimpleQueue[None] = SimpleQueue()
+        tail: PoseTrack | None = None
 
         def work(pictures: list[Image], warm: int) -> PoseTrack:
             try:
@@ -179,39 +191,47 @@ class MediapipeEstimator:
             height, width = pictures[0].shape[:2]
             out = empty_track(len(pictures), (width, height), fps)
             for row, picture in enumerate(pictures):
+                if stop.is_set():
+                    break
                 graph(picture, out, row)
                 if row >= warm:
-                    tick()
+                    ticks.put(None)
             free.append(graph)
-            return out.select(slice(warm, None))
-
-        shown = 0
+            return out
 
         def show() -> None:
-            nonlocal shown
-            if done[0] > shown:
-                now = done[0]
-                progress.advance(now - shown)
-                shown = now
+            if steps := ticks.qsize():
+                for _ in range(steps):
+                    ticks.get()
+                progress.advance(steps)
 
-        def finished(future: Future[PoseTrack]) -> PoseTrack:
+        def finished(future: Future[PoseTrack], pictures: list[Image], warm: int) -> PoseTrack:
+            nonlocal tail
             while not wait_for([future], timeout=0.2).done:
                 show()
             show()
-            return future.result()
+            out = future.result()
+            if tail is not None and _strangers(tail.body, out.body[:warm]):
+                last = tail.body[tail.found][-1]
+                again = _follow(pictures[warm:], fps, lambda: None, last=last)
+                out = PoseTrack.concatenate([tail, again])
+            tail = out.select(slice(-WARM_UP, None))
+            return out.select(slice(warm, None))
 
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pose")
         try:
-            running: deque[Future[PoseTrack]] = deque()
+            running: deque[tuple[Future[PoseTrack], list[Image], int]] = deque()
             stream, before = iter(frames), list[Image]()
             while pictures := list(islice(stream, CHUNK)):
-                running.append(pool.submit(work, before + pictures, len(before)))
+                piece, warm = before + pictures, len(before)
+                running.append((pool.submit(work, piece, warm), piece, warm))
                 before = pictures[-WARM_UP:]
                 while len(running) > self._workers:
-                    yield finished(running.popleft())
+                    yield finished(*running.popleft())
             while running:
-                yield finished(running.popleft())
+                yield finished(*running.popleft())
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             for graph in made:
                 graph.close()
@@ -269,7 +289,7 @@ def _look(graph: _Holistic, picture: Image, window: Window, out: PoseTrack, row:
     part = _crop(picture, window)
     size = fitting((window[2], window[3]))
     if size != (window[2], window[3]):
-        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     mask = graph(part, out, row)
     if not np.isfinite(out.body[row, 0, 0]):
         return None
@@ -281,7 +301,7 @@ def _look(graph: _Holistic, picture: Image, window: Window, out: PoseTrack, row:
     if mask is None:
         return None
     height, width = picture.shape[:2]
-    mask = cv2.resize(mask, (window[2], window[3]), interpolation=cv2.INTER_LINEAR)
+    mask = cv2.resize(mask, (window[2], window[3]), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     if window == (0, 0, width, height):
         return mask
     whole = np.zeros((height, width), np.float32)
@@ -317,9 +337,13 @@ def _windows(size: tuple[int, int], point: tuple[float, float] | None) -> Iterat
     for share in (0.6, 0.4):  # a small person in a wide picture
         w = h = int(max(size) * share)
         w, h = min(w, width), min(h, height)
-        for y in sorted({(height - h) // 2, height - h, 0}, key=lambda v: abs(v - (height - h) // 2)):
-            for x in sorted({0, (width - w) // 4, (width - w) // 2, (width - w) * 3 // 4, width - w}, key=lambda v: abs(v - (width - w) // 2)):
-                yield x, y, w, h
+        for y, x in product(_outwards(height - h, 2), _outwards(width - w, 4)):
+            yield x, y, w, h
+
+
+def _outwards(room: int, steps: int) -> list[int]:
+    """The numbers from 0 to `room` in `steps` steps, the middle first."""
+    return sorted({room * i // steps for i in range(steps + 1)}, key=lambda v: abs(v - room / 2))
 
 
 def _contains(body: Array, point: tuple[float, float]) -> bool:
@@ -347,31 +371,37 @@ def _find(graph: _Holistic, picture: Image, point: tuple[float, float] | None) -
     return empty_track(1, (width, height)), np.zeros((height, width), np.float32)
 
 
-def _follow(frames: Iterable[Image], point: tuple[float, float], fps: Fraction, progress: Progress) -> PoseTrack:
-    """The track of the person at `point` of the first picture, among others: mediapipe sees a window that moves along.
+def _follow(
+    frames: Iterable[Image],
+    fps: Fraction,
+    tick: Callable[[], None],
+    *,
+    point: tuple[float, float] | None = None,
+    last: Array | None = None,
+) -> PoseTrack:
+    """The track of one person among others: who stands at `point` of the first picture, or had the pose `last` before.
 
-    The window (the pose's box and 0.4 of its side around) stands still while the person is well inside, so that the
-    graph's own tracking works; when it moves, the graph forgets. A pose that jumps away counts as missed and widens
-    the window; after a second without the person it is looked for at the last place in windows of several sizes.
+    mediapipe sees a window that moves along: the pose's box and 0.4 of its side around. It stands still while the
+    person is well inside, so that the graph's own tracking works; when it moves, the graph forgets. A pose that is too
+    far away counts as missed; after a second without the person, everybody near the last place and then everybody in
+    the picture will do.
     """
-    still: _Holistic = _Holistic(static=True)
-    graph: _Holistic = _Holistic(static=False)
+    still, graph = _Holistic(static=True), _Holistic(static=False)
     rows: list[PoseTrack] = []
+    window = None if last is None else _around(last, 0.4)
+    lost = 0
     try:
-        window: Window | None = None
-        last: Array | None = None
-        lost = 0
         for picture in frames:
             height, width = picture.shape[:2]
             row = empty_track(1, (width, height), fps)
             if last is None or window is None or lost > fps:
-                place = point if last is None else tuple(last[11:25:12, :2].mean(axis=0).tolist())
-                row = replace(_find(still, picture, place)[0], fps=fps)
+                place = point if last is None else tuple(last[_MIDDLE, :2].mean(axis=0).tolist())
+                row = replace(_find(still, picture, place if lost <= 2 * fps else None)[0], fps=fps)
                 graph.wipe()
             else:
                 _look(graph, picture, window, row, 0)
             body = row.body[0]
-            if np.isfinite(body[23, 0]) and (last is None or lost > fps or _near(last, body)):
+            if np.isfinite(body[0, 0]) and (last is None or lost > fps or _near(last, body)):
                 last, lost = body, 0
                 inner = _around(body, 0.1)
                 if window is None or not _inside(inner, window) or inner[2] + inner[3] < 0.45 * (window[2] + window[3]):
@@ -382,7 +412,7 @@ def _follow(frames: Iterable[Image], point: tuple[float, float], fps: Fraction, 
                 lost += 1
                 graph.wipe()
             rows.append(row)
-            progress.advance()
+            tick()
     finally:
         still.close()
         graph.close()
@@ -398,14 +428,23 @@ def _inside(inner: Window, outer: Window) -> bool:
     )
 
 
+_MIDDLE = tuple(J[f"{side}_{name}"] for side in ("left", "right") for name in ("shoulder", "hip"))
+
+
 def _near(a: Array, b: Array) -> bool:
-    """Whether two poses (33, 4) of consecutive pictures can be one person's: half a body's size apart at most."""
+    """Whether two poses (33, 4) of consecutive pictures can be one person's: less than half a body's size apart."""
     size = float((a[:, :2].max(axis=0) - a[:, :2].min(axis=0)).max())
-    return bool(np.hypot(*(a[11:25, :2].mean(axis=0) - b[11:25, :2].mean(axis=0))) < 0.5 * size)
+    return bool(np.hypot(*(a[_MIDDLE, :2].mean(axis=0) - b[_MIDDLE, :2].mean(axis=0))) < 0.5 * size)
+
+
+def _strangers(a: Array, b: Array) -> bool:
+    """Whether two estimates (T, 33, 4) of the same pictures show different people, in the last one that has both."""
+    both = np.flatnonzero(np.isfinite(a[:, 0, 0]) & np.isfinite(b[:, 0, 0]))
+    return bool(len(both)) and not _near(a[both[-1]], b[both[-1]])
 
 
 def mask_in(picture: Image, box: npt.NDArray[np.floating]) -> Array:
-    """The soft mask (H, W) of the person in `box` (x0, y0, x1, y1) of a picture; all zero when nobody is found there."""
+    """The soft mask (H, W) of the person in `box` (x0, y0, x1, y1) of a picture; zero when nobody is found there."""
     height, width = picture.shape[:2]
     graph = _Holistic(static=True)
     try:

@@ -21,20 +21,30 @@ from ..skeleton import J
 from ..types import Array, Image, PoseTrack, Progress
 from .base import PoseOptions, empty_track, person_point
 
+SIDES = ("left", "right")
 MODEL = "yolo11m-pose.pt"
 TORSO = 0.5
 """Metres from mid shoulder to mid hip, for `world`."""
 
 COCO = (
-    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist"
-    " right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
-).split()
+    "nose",
+    *(
+        f"{side}_{name}"
+        for name in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+        for side in SIDES
+    ),
+)
 """COCO's 17 joints, by index."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """One detection: track number (-1 without), box (x0, y0, x1, y1), joints (17, 3): x, y, confidence (0: not found)."""
+    """One detection.
+
+    number  of its track; -1 without.
+    box     (4,): x0, y0, x1, y1.
+    joints  (17, 3): x, y, confidence; 0 where not found.
+    """
 
     number: int
     box: Array
@@ -206,25 +216,24 @@ def to_joints(coco: Array) -> Array:
     def at(name: str) -> Array:
         return out[J[name], :2].copy()
 
-    sides = ("left", "right")
     for pair in ("shoulder", "hip"):  # one of a pair stands for both
-        for side, other in (sides, sides[::-1]):
+        for side, other in (SIDES, SIDES[::-1]):
             if not has(f"{side}_{pair}") and has(f"{other}_{pair}"):
                 put(f"{side}_{pair}", at(f"{other}_{pair}"))
-    tops, hips = [J[f"{s}_shoulder"] for s in sides], [J[f"{s}_hip"] for s in sides]
+    tops, hips = [J[f"{s}_shoulder"] for s in SIDES], [J[f"{s}_hip"] for s in SIDES]
     shoulders, hip = out[tops, :2].mean(axis=0), out[hips, :2].mean(axis=0)
     found = [bool(out[i, 3].any()) for i in (tops, hips)]
     if not all(found):  # upright, the torso 1.4 shoulder widths long
-        pair = out[tops if found[0] else hips, :2]
-        drop = np.array([0, 1.4 * max(float(np.hypot(*(pair[0] - pair[1]))), 8.0)], np.float32)
-        for side in sides:
+        left, right = out[tops if found[0] else hips, :2]
+        drop = np.array([0, 1.4 * max(float(np.hypot(*(left - right))), 8.0)], np.float32)
+        for side in SIDES:
             if found[0]:
                 put(f"{side}_hip", at(f"{side}_shoulder") + drop)
             else:
                 put(f"{side}_shoulder", at(f"{side}_hip") - drop)
         shoulders, hip = out[tops, :2].mean(axis=0), out[hips, :2].mean(axis=0)
     down = hip - shoulders
-    for side in sides:
+    for side in SIDES:
         for name, parent, share in (
             ("elbow", "shoulder", 0.6),
             ("wrist", "elbow", 0.5),

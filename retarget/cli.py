@@ -1,0 +1,566 @@
+"""The command line: reads what was typed, checks it, calls one function, prints. No logic, and nothing heavy at import.
+
+Everything a person can mistype is refused here, before any work, as a `UsageError`; defaults are read from the options
+dataclasses of the functions that are called.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+
+import typer
+
+from . import __version__
+from .console import Console, number
+from .console import size as readable
+from .drive import DriveOptions
+from .errors import InputError, StorageError, UsageError
+from .evaluate import EvaluateOptions
+from .personalize import PersonalizeOptions
+
+if TYPE_CHECKING:
+    from .avatar import Avatar
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+SIZES: Final = (64, 4320)
+MAX_FRAMES: Final = 64
+MAX_STEPS: Final = 1_000_000
+SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+ALPHA_SUFFIXES: Final = (".mov", ".webm")
+
+# Any: typer wants the literals of `Device` and the like, the dataclasses say str.
+_P: Any = PersonalizeOptions()
+_D: Any = DriveOptions()
+_E: Any = EvaluateOptions()
+
+app = typer.Typer(
+    name="retarget",
+    help="Make an mp4 of yourself doing what somebody else does in another video.",
+    epilog="First: retarget personalize me.mp4. Then: retarget drive --source dance.mp4 --out out.mp4",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout and sys.stdout.isatty() else None,  # plain help starts a good deal faster
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+avatars = typer.Typer(no_args_is_help=True, help="The avatars on this machine.")
+weights = typer.Typer(no_args_is_help=True, help="The learned weights.")
+app.add_typer(avatars, name="avatars")
+app.add_typer(weights, name="weights")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command. `args` are the words after `retarget`; returns the exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    console = Console(json=_asks_for_json(words))
+    run = cast("Callable[..., object]", app)
+    return console.run(lambda: run(args=words, prog_name="retarget", obj=console, standalone_mode=False))
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """Whether errors in the words themselves are to be told as JSON (`evaluate --json FILE` means something else)."""
+    end = words.index("evaluate") if "evaluate" in words else len(words)
+    return "--json" in words[:end]
+
+
+# Options that several commands share.
+
+
+def _set_json(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        ctx.find_object(Console).json = True  # type: ignore[union-attr]
+    return value
+
+
+def _set_quiet(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        ctx.find_object(Console).quiet = True  # type: ignore[union-attr]
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"retarget {__version__}")
+        raise typer.Exit
+
+
+def _avatar_names() -> list[str]:
+    from .avatar import avatar_names
+
+    return avatar_names()
+
+
+Json = Annotated[bool, typer.Option("--json", callback=_set_json, is_eager=True, help="One JSON object per line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, is_eager=True, help="Only errors.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite or delete without asking.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="How precisely to compute.")]
+PersonOption = Annotated[
+    str, typer.Option("--person", metavar="largest|X,Y", help="Whom to follow: X,Y is a pixel of the first frame.")
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=_avatar_names)]
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    json: Json = False,
+    quiet: Quiet = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def personalize(
+    ctx: typer.Context,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="One video, or photos, or a folder of them.")
+    ],
+    frames: Annotated[int, typer.Option("--frames", "-k", help="How many frames to learn from (K).")] = _P.frames,
+    steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T); 0 skips it.")] = _P.steps,
+    name: Annotated[str | None, typer.Option(help="Of the avatar; by default the file's.")] = _P.name,
+    model: Annotated[str, typer.Option(help="The model.")] = _P.model,
+    size: Annotated[int, typer.Option(help="Short side of the avatar's picture, pixels; never enlarged.")] = _P.size,
+    pick: Annotated[
+        str | None, typer.Option(metavar="12,40,…", help="Numbers of the frames to learn from, chosen by you.")
+    ] = None,
+    person: PersonOption = _P.person,
+    background: Annotated[
+        Literal["video", "frames"], typer.Option(help="The empty scene from the whole video, or the K frames only.")
+    ] = _P.background,
+    device: DeviceOption = _P.device,
+    precision: PrecisionOption = _P.precision,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = _P.seed,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not continue an interrupted run.")] = _P.restart,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an avatar of the person in a video or in photos."""
+    from .avatar import check_name
+    from .personalize import personalize
+
+    picked = _pick(pick)
+    _within("--frames", frames, 1, MAX_FRAMES)
+    _within("--steps", steps, 0, MAX_STEPS)
+    _within("--size", size, *SIZES)
+    _within("--seed", seed, 0, 2**32 - 1)
+    _person(person)
+    _model(model)
+    if name is not None:
+        name = check_name(name)
+    for path in inputs:
+        _readable(path)
+    console = _console(ctx)
+    chosen = PersonalizeOptions(
+        frames=frames, steps=steps, name=name, model=model, size=size, pick=picked, person=person,
+        background=background, device=device, precision=precision, seed=seed, restart=restart,
+    )  # fmt: skip
+    avatar = personalize(inputs, chosen, progress=console)
+    console.result(
+        _describe(avatar),
+        f"Avatar {avatar.name}: {avatar.path}",
+        f"Look at what was made of it: {avatar.preview}",
+        f"Quality on left-out references: {_quality(avatar)}",
+    )
+
+
+@app.command()
+def drive(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Option(help="The video whose motion is taken.")],
+    out: Annotated[Path, typer.Option(help="The video to write.")],
+    avatar: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", autocompletion=_avatar_names, help="By default the one personalised last."),
+    ] = None,
+    align: Annotated[
+        Literal["auto", "none"], typer.Option(help="Fit the motion to the avatar's body, or leave it where it is.")
+    ] = _D.align,
+    smooth: Annotated[float, typer.Option(help="Of the motion: 0 (not at all) to 1.")] = _D.smooth,
+    background: Annotated[
+        str, typer.Option(metavar="plate|source|#rrggbb|IMAGE|VIDEO|transparent", help="What is behind the person.")
+    ] = _D.background,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Take the source's sound along.")] = _D.audio,
+    compare: Annotated[bool, typer.Option("--compare", help="Source and result side by side.")] = _D.compare,
+    start: Annotated[float, typer.Option(metavar="S", help="Where to begin in the source, seconds.")] = _D.start,
+    end: Annotated[float | None, typer.Option(metavar="S", help="Where to end, seconds.")] = _D.end,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="Short side of the result, pixels.")] = _D.size,
+    watermark: Annotated[bool, typer.Option("--watermark", help="Write “synthetic” into the picture.")] = _D.watermark,
+    output_smooth: Annotated[float, typer.Option(help="Of the pictures over time: 0 to 1.")] = _D.output_smooth,
+    person: PersonOption = _D.person,
+    device: DeviceOption = _D.device,
+    precision: PrecisionOption = _D.precision,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a video of an avatar doing what the person in the source does."""
+    from .avatar import Avatar, latest_avatar
+    from .drive import drive
+
+    console = _console(ctx)
+    _fraction("--smooth", smooth)
+    _fraction("--output-smooth", output_smooth)
+    _piece(start, end)
+    if size is not None:
+        _within("--size", size, *SIZES)
+    _person(person)
+    _background(background, out)
+    _readable(source)
+    _writable(out, source, background)
+    _may_overwrite(out, yes, console)
+    chosen = DriveOptions(
+        align=align, smooth=smooth, background=background, audio=audio, compare=compare, start=start, end=end,
+        size=size, watermark=watermark, device=device, precision=precision, person=person, output_smooth=output_smooth,
+    )  # fmt: skip
+    who = Avatar.load(avatar) if avatar is not None else latest_avatar()
+    path = drive(who, source, out, chosen, progress=console)
+    console.result({"out": str(path), "avatar": who.name, "avatar_id": who.id}, f"Written: {path}")
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Videos of one person each.")],
+    frames: Annotated[int, typer.Option("--frames", "-k", help="How many frames to learn from (K).")] = _E.frames,
+    steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T).")] = _E.steps,
+    split: Annotated[
+        float, typer.Option(help="This part of a clip is learned from, the rest is the truth.")
+    ] = _E.split,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure: let people re-enact their own videos, and compare with the truth."""
+    from .evaluate import evaluate
+
+    _within("--frames", frames, 1, MAX_FRAMES)
+    _within("--steps", steps, 0, MAX_STEPS)
+    if not 0 < split < 1:
+        raise UsageError(f"--split {split:g} leaves nothing to learn from or to compare with.", "Give 0.1 to 0.95.")
+    for clip in clips:
+        _readable(clip)
+    if json is not None:
+        _writable_folder(json)
+    console = _console(ctx)
+    report = evaluate(clips, EvaluateOptions(frames=frames, steps=steps, split=split), progress=console)
+    if json is not None:
+        _write_json(json, report)
+    for line in report["clips"] if console.json else ():
+        console.result(line)
+    if not console.json:
+        rows = [
+            {"clip": line["clip"], "method": method, **figures}
+            for line in [*report["clips"], {"clip": "mean", "methods": report["mean"]}]
+            for method, figures in line["methods"].items()
+        ]
+        console.table({key: key for key in rows[0]} if rows else {}, rows, "Nothing was measured.")
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look whether everything works on this machine, and how fast."""
+    from .doctor import examine
+
+    console = _console(ctx)
+    checks = examine(device, precision, progress=console)
+    good = all(check.status != "fail" for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(
+            f"{check.status.upper() if check.status == 'fail' else check.status:<5} {check.name:<10} {check.text}"
+        )
+        if check.remedy:
+            lines.append(f"{'':17}→ {check.remedy}")
+    lines.append("Everything needed works." if good else "Something that is needed does not work.")
+    console.result({"ok": good, "checks": [asdict(check) for check in checks]}, *lines)
+    if not good:
+        raise typer.Exit(1)
+
+
+@avatars.command("list")
+def avatars_list(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+    """All avatars, the one personalised last first."""
+    from .avatar import avatar_names, list_avatars
+
+    console = _console(ctx)
+    found = list_avatars()
+    rows = [
+        {**_describe(a), "picture": f"{a.size[0]}x{a.size[1]}", "made": a.meta.created[:16].replace("T", " "),
+         "disk": readable(a.bytes)}
+        for a in found
+    ]  # fmt: skip
+    columns = {"name": "name", "model": "model", "picture": "picture", "frames": "frames", "made": "made (UTC)"}
+    console.table({**columns, "disk": "size"}, rows, "There is no avatar yet. Make one: retarget personalize me.mp4")
+    for name in sorted(set(avatar_names()) - {a.name for a in found}):
+        console.warn(f"The avatar {name} cannot be read; retarget avatars show {name} says why.")
+
+
+@avatars.command("show")
+def avatars_show(ctx: typer.Context, name: Name, json: Json = False, quiet: Quiet = False) -> None:
+    """Everything that an avatar knows about itself."""
+    from .avatar import Avatar
+
+    avatar = Avatar.load(name)
+    data = _describe(avatar)
+    lines = [f"{key}: {_inline(value)}" for key, value in data.items() if key not in ("config", "extra")]
+    console = _console(ctx)
+    console.result(data, *lines)
+
+
+@avatars.command("rm")
+def avatars_rm(ctx: typer.Context, name: Name, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
+    """Delete an avatar."""
+    from .avatar import avatar_names, remove
+
+    console = _console(ctx)
+    if name in avatar_names() and not yes:
+        answer = console.ask(f"Delete the avatar {name}?")
+        if answer is None:
+            raise UsageError(f"Deleting {name} needs a yes, and nobody is there to ask.", "Say it with --yes.")
+        if not answer:
+            raise typer.Exit(1)
+    remove(name)
+    console.result({"removed": name}, f"Deleted: {name}")
+
+
+@avatars.command("export")
+def avatars_export(
+    ctx: typer.Context,
+    name: Name,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="By default NAME.zip here.")] = None,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an avatar as one zip file, to take it elsewhere."""
+    from .avatar import Avatar, export
+
+    console = _console(ctx)
+    avatar = Avatar.load(name)
+    target = file if file is not None else Path(f"{avatar.name}.zip")
+    _writable_folder(target)
+    _may_overwrite(target, yes, console)
+    path = export(avatar, target)
+    console.result({"avatar": avatar.name, "out": str(path)}, f"Written: {path} ({readable(path.stat().st_size)})")
+
+
+@avatars.command("import")
+def avatars_import(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What retarget avatars export wrote.")],
+    name: Annotated[str | None, typer.Option(help="Its name here; by default its own.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take in an avatar from elsewhere."""
+    from .avatar import import_avatar
+
+    avatar = import_avatar(file, name)
+    _console(ctx).result(_describe(avatar), f"Avatar {avatar.name}: {avatar.path}")
+
+
+@weights.command("list")
+def weights_list(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+    """Which weights there are, and whether they are on this machine."""
+    from .weights import NONE_SHIPPED, entries, is_here
+
+    console = _console(ctx)
+    lines = entries()
+    rows = [
+        {**asdict(line), "here": is_here(line), "size": "–" if line.bytes is None else readable(line.bytes)}
+        for line in lines
+    ]
+    columns = ("name", "kind", "size", "licence", "corpus", "here")
+    text_rows = [{**row, "here": "yes" if row["here"] else "no"} for row in rows]
+    console.table({c: c for c in columns}, rows if console.json else text_rows, "There are no weights.")
+    if not any(line.kind == "model" for line in lines):
+        console.note(NONE_SHIPPED)
+
+
+@weights.command("pull")
+def weights_pull(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="By default all.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download weights, and verify them."""
+    from .weights import NONE_SHIPPED, entries, pull
+
+    console = _console(ctx)
+    for line, path in pull(name, progress=console):
+        console.result({"name": line.name, "path": str(path), "sha256": line.sha256}, f"{line.name}: {path}")
+    if name is None and not any(line.kind == "model" for line in entries()):
+        console.note(NONE_SHIPPED)
+
+
+@weights.command("verify")
+def weights_verify(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+    """Compare every file on this machine with its sha256."""
+    from .errors import WeightsError
+    from .weights import verify
+
+    console = _console(ctx)
+    states = verify()
+    rows = [{"name": line.name, "state": state, "path": str(path) if path else None} for line, state, path in states]
+    console.table({"name": "name", "state": "state", "path": "file"}, rows, "There are no weights.")
+    for _, state, path in states:
+        if state == "wrong":
+            raise WeightsError(f"{path} has the wrong sha256.", "Delete it and run retarget weights pull.")
+
+
+# Checks of what was typed.
+
+
+def _console(ctx: typer.Context) -> Console:
+    console = ctx.find_object(Console)
+    assert console is not None  # main passes it
+    return console
+
+
+def _within(option: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{option} {value} cannot be.", f"Give a whole number from {low} to {high}.")
+
+
+def _fraction(option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UsageError(f"{option} {value:g} cannot be.", "Give a number from 0 to 1.")
+
+
+def _piece(start: float, end: float | None) -> None:
+    if not (math.isfinite(start) and start >= 0):
+        raise UsageError(f"--start {start:g} cannot be.", "Give seconds from the beginning of the source, 0 or more.")
+    if end is not None and not (math.isfinite(end) and end > start):
+        raise UsageError(f"--end {end:g} is not after --start {start:g}.", "Give the seconds at which to end.")
+
+
+def _pick(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
+        raise UsageError(f"--pick {text!r} is not a list of frame numbers.", "Give for example --pick 12,40,77.")
+    numbers = tuple(map(int, words))
+    if len(set(numbers)) != len(numbers):
+        raise UsageError(f"--pick {text} names a frame twice.", "Name each frame once.")
+    if len(numbers) > MAX_FRAMES:
+        raise UsageError(f"--pick names {len(numbers)} frames.", f"Name at most {MAX_FRAMES}.")
+    return numbers
+
+
+def _person(text: str) -> None:
+    if text != "largest" and not re.fullmatch(r"\s*\d{1,5}(\.\d+)?\s*,\s*\d{1,5}(\.\d+)?\s*", text):
+        raise UsageError(
+            f"--person {text!r} is neither “largest” nor a pixel.", "Give for example --person 320,200 (X,Y)."
+        )
+
+
+def _model(name: str) -> None:
+    if name != _P.model:
+        from .models import MODELS
+
+        if name not in MODELS:
+            raise UsageError(f"There is no model {name!r}.", f"There are: {', '.join(MODELS)}.")
+
+
+def _background(text: str, out: Path) -> None:
+    if text == "transparent":
+        if out.suffix.lower() not in ALPHA_SUFFIXES:
+            raise UsageError(f"{out.name} cannot be transparent.", "Give --out a name that ends in .mov or .webm.")
+    elif text.startswith("#"):
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+            raise UsageError(
+                f"--background {text!r} is no colour.", "Give #rrggbb, for example --background '#00ff00'."
+            )
+    elif text not in ("plate", "source") and not Path(text).is_file():
+        raise UsageError(
+            f"--background {text!r} is neither a file nor one of plate, source, transparent and #rrggbb.",
+            "Give one of them.",
+        )
+
+
+def _readable(path: Path) -> None:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise InputError(f"{path} is an address, and only local files are read.", "Download it first.")
+    if not path.exists():
+        raise InputError(f"There is no file {path}.", "Check the path.")
+
+
+def _writable_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise StorageError(f"The folder {out.parent} does not exist.", "Create it, or choose another one.")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder.", "Give the name of a file.")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise StorageError(f"The folder {out.absolute().parent} cannot be written.", "Choose another one.")
+
+
+def _writable(out: Path, source: Path, background: str) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{out.name} has no suffix of a video.", f"Use one of {', '.join(SUFFIXES)}.")
+    _writable_folder(out)
+    for used in (source, Path(background)):
+        if out.exists() and used.is_file() and out.samefile(used):
+            raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
+
+
+def _may_overwrite(out: Path, yes: bool, console: Console) -> None:
+    if not out.exists() or yes:
+        return
+    answer = console.ask(f"{out} exists already. Overwrite it?")
+    if answer is None:
+        raise UsageError(f"{out} exists already.", "Give another name, or --yes to overwrite it.")
+    if not answer:
+        raise typer.Exit(1)
+
+
+# What results look like.
+
+
+def _describe(avatar: Avatar) -> dict[str, Any]:
+    data = {**avatar.meta.to_json(), "path": str(avatar.path), "preview": str(avatar.preview), "bytes": avatar.bytes}
+    del data["schema"]
+    return data
+
+
+def _quality(avatar: Avatar) -> str:
+    quality = avatar.meta.quality
+    return _inline(quality) if quality else "not measured (one reference only)"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_inline(v)}" for key, v in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_inline, value)) or "–"
+    return "–" if value is None else number(value) if isinstance(value, float) else str(value)
+
+
+def _write_json(path: Path, report: Any) -> None:
+    import json
+    import uuid
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""What fine-tuning learns from: leave-one-out pairs of an avatar's own references, and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from .metrics import foreground_psnr, foreground_ssim
+from .models.base import Batch, Frame, Poses, RetargetModel
+from .models.losses import matte_loss, pyramid_loss
+from .references import Gathered, pixels, poses, references, working_size
+from .training.player import Compute
+from .types import PoseTrack
+
+JITTER = 0.004
+"""Noise of the poses while training, as a fraction of the picture's short side: about the estimator's own."""
+
+
+class Lessons:
+    """Pairs at `side` pixels: parts from the references but one, truth is that one.
+
+    With K ≥ 3 the reference that differs most from its neighbours is left out for validation and is never a truth to
+    learn from; with K = 2 each side of the pair serves once; a single picture learns from warped copies of itself.
+
+    identity   of all references at training size (what `tunable` is asked about).
+    left_out   whether validation shows a picture that its identity does not know.
+    """
+
+    def __init__(
+        self, model: RetargetModel, stored: Mapping[str, Any], gathered: Gathered, side: int, compute: Compute, *, seed: int
+    ) -> None:
+        self.model, self.compute, self.seed = model, compute, seed
+        self.size = working_size(*gathered.size, side)
+        count = len(gathered.frames)
+        full = references(stored, size=self.size)
+        self.identity = self._encode(full)
+        self.left_out = count > 1
+        self.windows = [w.scaled(self.size) for w in gathered.windows]
+        self.truths = [self._truth(gathered, k) for k in range(count)]
+        if count == 1:
+            self.identities = [self._encode(self._warped(stored, gathered, n)) for n in range(3)]
+            self.windows, self.truths = self.windows * 3, self.truths * 3
+            self.validation = 2
+        else:
+            others = [[j for j in range(count) if j != k] for k in range(count)]
+            self.identities = [self._encode(references(stored, o, self.size)) for o in others]
+            # The first chosen is the most typical, the last the most particular.
+            self.validation = count - 1 if count < 3 else count // 2
+        self.training = [k for k in range(len(self.identities)) if k != self.validation]
+
+    def _encode(self, known: Any) -> Any:
+        device = self.compute.device
+        return self.model.encode(known._replace(rgb=known.rgb.to(device), plate=known.plate.to(device)))
+
+    def _truth(self, gathered: Gathered, k: int) -> Frame:
+        picture = cv2.resize(gathered.pictures[k], self.size, interpolation=cv2.INTER_AREA)
+        matte = cv2.resize(gathered.mattes[k], self.size, interpolation=cv2.INTER_AREA)
+        return Frame(
+            pixels(np.asarray(picture, np.uint8))[None].to(self.compute.device),
+            torch.from_numpy(np.asarray(matte, np.float32))[None, None].to(self.compute.device),
+        )
+
+    def _warped(self, stored: Mapping[str, Any], gathered: Gathered, number: int) -> Any:
+        """The only reference, turned, sheared and scaled a little, as if it were another picture."""
+        rng = np.random.default_rng([self.seed, number])
+        width, height = gathered.size
+        linear = np.eye(2) + rng.normal(0, 0.05, (2, 2))
+        centre = np.array([width, height]) / 2
+        matrix = np.concatenate([linear, (centre - linear @ centre)[:, None]], 1)
+        frame = cv2.warpAffine(stored["frames"][0], matrix, gathered.size, borderMode=cv2.BORDER_REPLICATE)
+        matte = cv2.warpAffine(stored["mattes"][0], matrix, gathered.size)
+        moved = dict(stored) | {"frames": frame[None], "mattes": matte[None]}
+        for key in ("pose_body", "pose_face", "pose_hands"):
+            points = np.array(stored[key])
+            points[..., :2] = points[..., :2] @ linear.T + matrix[:, 2]
+            moved[key] = points.astype(np.float32)
+        return references(moved, size=self.size)
+
+    def _condition(self, window: PoseTrack, noise: np.random.Generator | None) -> Any:
+        if noise is not None:
+            sigma = JITTER * min(self.size)
+            body = window.body.copy()
+            body[..., :2] += noise.normal(0, sigma, (1, *body.shape[1:2], 2)).astype(np.float32)
+            window = replace(window, body=body)
+        drawn = poses(window)
+        moved = Poses(*(t.to(self.compute.device) for t in drawn[:3]), drawn.picture)
+        return self.model.condition(moved, (self.size[1], self.size[0]))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Endless batches of `size` pairs. The pairs go round; poses jitter, brightness varies."""
+        rng = np.random.default_rng(self.seed)
+        order: list[int] = []
+        while True:
+            chosen = []
+            while len(chosen) < size:
+                order = order or rng.permutation(self.training).tolist()
+                chosen.append(order.pop())
+            conditions = [self._condition(self.windows[k], rng) for k in chosen]
+            condition = conditions[0]._replace(
+                maps=torch.cat([c.maps for c in conditions]), skeletons=tuple(c.skeletons[0] for c in conditions)
+            )
+            identity = tuple(self.identities[k][0] for k in chosen)
+            truth = Frame(*(torch.cat([getattr(self.truths[k], f) for k in chosen]) for f in ("rgb", "matte")))
+            yield Batch(condition, identity, None, truth)
+
+    def _draw(self) -> tuple[Frame, Frame]:
+        with torch.no_grad():
+            condition = self._condition(self.windows[self.validation], None)
+            frame, _ = self.model(condition, self.identities[self.validation], None)
+        return frame, self.truths[self.validation]
+
+    def validate(self) -> float:
+        """How far the picture left out is from being reconstructed; lower is better."""
+        frame, truth = self._draw()
+        assert frame.matte is not None and truth.matte is not None
+        return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
+
+    def measure(self) -> dict[str, float | None]:
+        """PSNR and SSIM of the person in the picture left out."""
+        training = self.model.training
+        self.model.to(self.compute.device).eval()
+        frame, truth = self._draw()
+        self.model.train(training)
+        assert truth.matte is not None
+        shown, true = (as_image(f.rgb[0]) for f in (frame, truth))
+        inside = truth.matte[0, 0].cpu().numpy() > 0.5
+        return {"fg_psnr": foreground_psnr(shown, true, inside), "fg_ssim": foreground_ssim(shown, true, inside)}
+
+
+def as_image(rgb: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(3, H, W) in -1..1 → (H, W, 3) uint8."""
+    out: np.ndarray[Any, np.dtype[np.uint8]] = (
+        ((rgb.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    )
+    return out

@@ -1,0 +1,235 @@
+"""`personalize`: a few pictures of a person → an avatar.
+
+    video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of fine-tuning ─ avatar
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, UsageError
+from .types import Progress, Silent
+
+if TYPE_CHECKING:
+    from .avatar import Avatar
+    from .device import Compute
+    from .models.base import RetargetModel
+    from .references import Gathered
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+TRAINING_SIDE = 256
+"""Short side of the pictures that fine-tuning works on."""
+
+
+@dataclass(frozen=True)
+class PersonalizeOptions:
+    """How to make an avatar.
+
+    frames      K: how many pictures of the person the avatar is made of.
+    steps       T: fine-tuning steps; 0 skips it.
+    name        of the avatar; None takes the first input's.
+    model       which system of `models.MODELS`.
+    size        short side of the avatar's picture in pixels; never enlarged.
+    pick        frames (or photos) to use, counted from 0, instead of choosing.
+    person      `largest`, or `X,Y`: the person at this pixel of the first frame.
+    background  `video`: the empty scene from the whole clip; `frames`: from the K frames alone.
+    device, precision  see `device.choose`.
+    seed        of everything random.
+    restart     start over, whatever an interrupted run left.
+    """
+
+    frames: int = 5
+    steps: int = 200
+    name: str | None = None
+    model: str = "dance"
+    size: int = 512
+    pick: tuple[int, ...] = ()
+    person: str = "largest"
+    background: str = "video"
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    restart: bool = False
+
+
+def personalize(
+    inputs: str | Path | Sequence[str | Path],
+    options: PersonalizeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Avatar:
+    """Make an avatar of the person in one video, or in photos, or in a folder of photos.
+
+    Args:
+        inputs: one video, photos, or a folder of photos.
+        options: how; keyword arguments named like its fields change single ones.
+        progress: is told what happens.
+
+    Returns:
+        The avatar, saved under its name in the user's data folder (`RETARGET_HOME` overrides); one of the same name is
+        replaced, only when the new one is complete.
+
+    Raises:
+        RetargetError: one of the tree in `errors`.
+    """
+    options = changed(options or PersonalizeOptions(), changes)
+    progress = progress or Silent()
+    check(options)
+    paths = expand([inputs] if isinstance(inputs, str | Path) else list(inputs))
+
+    from . import avatar as store
+    from . import device
+    from .preview import preview
+    from .references import arrays
+
+    compute = device.choose(options.device, options.precision, progress=progress)
+    name = store.check_name(options.name) if options.name else store.name_for(_origin(inputs, paths))
+    model, weights, config = start(options.model, progress)
+    gathered = gather(paths, options, progress)
+    stored = arrays(gathered)
+    quality = fine_tune(model, stored, gathered, options, compute, progress) if options.steps else {}
+    progress.stage("Saving the avatar", None)
+    meta = store.AvatarMeta(
+        name=name,
+        model=options.model,
+        size=gathered.size,
+        frames=len(gathered.frames),
+        config=config,
+        fps=gathered.fps,
+        options=asdict(options) | {"inputs": [p.name for p in paths]},
+        weights=weights,
+        quality=quality,
+        extra={"picked": list(gathered.picked), "camera_motion": gathered.plate.motion},
+    )
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if options.steps or weights else {}
+    return store.save_avatar(name, meta, stored, state, preview(gathered, stored, model, compute))
+
+
+def changed(options: Any, changes: dict[str, Any]) -> Any:
+    """`options` with single fields replaced. Raises UsageError for a name it does not have."""
+    try:
+        return replace(options, **changes)
+    except TypeError:
+        unknown = sorted(set(changes) - set(asdict(options)))
+        raise UsageError(
+            f"There is no option “{unknown[0]}”.", f"There are: {', '.join(asdict(options))}."
+        ) from None
+
+
+def check(options: PersonalizeOptions) -> None:
+    """Raises UsageError for an option that cannot be."""
+    if options.frames < 1:
+        raise UsageError(f"An avatar needs at least one frame, not {options.frames}.", "Use --frames 5.")
+    if options.steps < 0:
+        raise UsageError(f"Fine-tuning cannot take {options.steps} steps.", "Use --steps 0 or more.")
+    if options.size < 64:
+        raise UsageError(f"A picture of {options.size} pixels is too small.", "Use --size 64 or more.")
+    if options.background not in ("video", "frames"):
+        raise UsageError(f"There is no background “{options.background}” here.", "Use --background video or frames.")
+    if len(set(options.pick)) != len(options.pick):
+        raise UsageError("--pick names a frame twice.", "Name each frame once.")
+
+
+def expand(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files that inputs mean: folders are replaced by the pictures in them, in order of their names."""
+    if not inputs:
+        raise UsageError("Nothing to make an avatar of.", "Give a video or photos.")
+    out: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            if not pictures:
+                raise InputError(f"The folder {path} holds no pictures.", "Put photos (jpg, png, webp) into it.")
+            out += pictures
+        elif not path.exists():
+            raise InputError(f"There is no file {path}.", "Check the name.")
+        else:
+            out.append(path)
+    return out
+
+
+def _origin(inputs: str | Path | Sequence[str | Path], paths: Sequence[Path]) -> Path:
+    first = Path(inputs) if isinstance(inputs, str | Path) else Path(inputs[0])
+    return first if first.is_dir() else paths[0]
+
+
+def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
+    """The references out of the input files. Raises UsageError for a mixture of videos and photos."""
+    from .references import from_photos, from_video
+    from .video import is_image
+
+    photos = [is_image(p) for p in paths]
+    if all(photos):
+        return from_photos(
+            paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, progress=progress
+        )
+    if len(paths) > 1:
+        raise UsageError(
+            f"{len(paths)} files were given, and {paths[photos.index(False)].name} is not a photo.",
+            "Give one video, or photos only.",
+        )
+    return from_video(
+        paths[0], count=len(options.pick) or options.frames, size=options.size, pick=options.pick,
+        person=options.person, plate_from=options.background, progress=progress,
+    )  # fmt: skip
+
+
+def start(name: str, progress: Progress) -> tuple[RetargetModel, str | None, dict[str, Any]]:
+    """A model with its shipped weights, if there are any; their sha256; its configuration."""
+    from . import weights
+    from .models import build
+
+    if not weights.known(name):
+        return build(name), None, {}
+    tensors, config = weights.load(name, progress=progress)
+    model = build(name, config)
+    model.load_state_dict(tensors)
+    return model, weights.entry(name).sha256, config
+
+
+def fine_tune(
+    model: RetargetModel,
+    stored: Mapping[str, Any],
+    gathered: Gathered,
+    options: PersonalizeOptions,
+    compute: Compute,
+    progress: Progress,
+) -> dict[str, float | None]:
+    """T steps on leave-one-out pairs; the model keeps its best step. Returns the quality figures.
+
+    MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
+    the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3).
+    """
+    import torch
+
+    from . import weights
+    from .lessons import Lessons
+    from .models.losses import VGG19, DanceObjective, LossWeights
+    from .training.fit import FitOptions, fit
+
+    progress.stage("Preparing pairs", None)
+    torch.manual_seed(options.seed)
+    lessons = Lessons(model, stored, gathered, TRAINING_SIDE, compute, seed=options.seed)
+    # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
+    vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
+    objective = DanceObjective(0, LossWeights(w_rela=0), vgg=vgg)
+    how = FitOptions(options.steps, batch=2, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
+    before = lessons.measure()
+    progress.stage("Fine-tuning", options.steps)
+    result = fit(
+        model, objective, lessons.batches(how.batch), parameters=model.tunable(lessons.identity), compute=compute,
+        options=how, validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
+    )  # fmt: skip
+    for note in result.notes:
+        progress.warn(note)
+    after = lessons.measure()
+    progress.note(
+        f"Quality on {'a left-out frame' if lessons.left_out else 'the frame itself'}: person PSNR "
+        f"{before['fg_psnr']:.2f} → {after['fg_psnr']:.2f} dB, SSIM {before['fg_ssim']:.3f} → {after['fg_ssim']:.3f} "
+        f"(step {result.best_step} of {result.steps} was the best)."
+    )
+    return {f"{k}_before": v for k, v in before.items()} | after | {"best_step": float(result.best_step)}

@@ -1,0 +1,88 @@
+"""The picture that shows what an avatar is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from . import parts
+from .device import Compute
+from .lessons import as_image
+from .models.base import Poses, RetargetModel
+from .references import Gathered, poses, references
+from .types import Image
+
+HEIGHT = 320
+"""Of one row in pixels."""
+
+
+def preview(gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute) -> Image:
+    """Rows: the K references; their mattes; their parts in colours; then the plate, a reference, the moved parts of the
+    others in its place, and what the fine-tuned model makes of them. (H, W, 3) uint8."""
+    count = min(len(gathered.frames), 8)
+    rows = [
+        [_titled(gathered.pictures[k], f"reference {gathered.picked[k]}") for k in range(count)],
+        [_titled(_on_green(gathered.frames[k], gathered.mattes[k]), "matte") for k in range(count)],
+        [_titled(_coloured(gathered, k), "parts") for k in range(count)],
+        [_titled(gathered.plate.image, "background plate")],
+    ]
+    left_out = count - 1
+    truth = gathered.pictures[left_out]
+    before, after = (_without(gathered, stored, model, compute, left_out, learned) for learned in (False, True))
+    others = "from the others" if len(gathered.frames) > 1 else "from itself"
+    rows[-1] += [_titled(truth, "left out"), _titled(before, f"{others}, moved"), _titled(after, f"{others}, learned")]
+    width = max(sum(p.shape[1] for p in row) for row in rows)
+    canvas = np.full((HEIGHT * len(rows), width, 3), 24, np.uint8)
+    for y, row in enumerate(rows):
+        x = 0
+        for picture in row:
+            canvas[y * HEIGHT : (y + 1) * HEIGHT, x : x + picture.shape[1]] = picture
+            x += picture.shape[1]
+    return canvas
+
+
+def _without(
+    gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute, k: int, learned: bool
+) -> Image:
+    """Reference `k` made of the others (or of itself, if it is the only one)."""
+    from .models import build
+
+    if not learned:
+        model = build("dance")
+    model = model.to(compute.device).eval()
+    count = len(gathered.frames)
+    known = references(stored, [j for j in range(count) if j != k] or [k])
+    window = poses(gathered.windows[k])
+    with torch.inference_mode(), compute.autocast():
+        identity = model.encode(
+            known._replace(rgb=known.rgb.to(compute.device), plate=known.plate.to(compute.device))
+        )
+        drawn = Poses(*(t.to(compute.device) for t in window[:3]), window.picture)
+        frame, _ = model(model.condition(drawn, gathered.size[::-1]), identity, None)
+    return as_image(frame.rgb[0])
+
+
+def _titled(picture: Image, title: str) -> Image:
+    height, width = picture.shape[:2]
+    small = cv2.resize(picture, (max(1, round(width * HEIGHT / height)), HEIGHT), interpolation=cv2.INTER_AREA)
+    for colour, thick in ((0, 3), (255, 1)):
+        cv2.putText(small, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (colour,) * 3, thick, cv2.LINE_AA)
+    return np.asarray(small, np.uint8)
+
+
+def _on_green(frame: Image, matte: np.ndarray[Any, Any]) -> Image:
+    return np.asarray(frame * matte[..., None] + np.array([0, 160, 60]) * (1 - matte[..., None]), np.uint8)
+
+
+def _coloured(gathered: Gathered, k: int) -> Image:
+    own, _, _ = parts.part_mattes(parts.skeletons(gathered.poses.select([k])), gathered.mattes[k])
+    hues = np.uint8([[[180 * i // len(own), 200, 255] for i in range(len(own))]])  # type: ignore[arg-type]
+    colours = cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[0].astype(np.float32)
+    cover = np.minimum(own.sum(0), 1)[..., None]
+    mixed = np.einsum("phw,pc->hwc", own, colours) / np.maximum(own.sum(0), 1e-3)[..., None]
+    grey = cv2.cvtColor(gathered.pictures[k], cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    return np.asarray(np.clip(grey * (0.5 + 0.1 * (1 - cover)) + 0.5 * mixed * cover, 0, 255), np.uint8)

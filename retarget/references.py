@@ -1,0 +1,366 @@
+"""What is known of a person: K pictures with mattes and poses, the empty scene, and how they move.
+
+From a video or photos (`from_video`, `from_photos`) to arrays that an avatar stores and a model encodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import background, motion, parts
+from .errors import NobodyFound, UsageError
+from .models.base import Poses, References
+from .pose import PoseOptions, estimate, estimate_images
+from .types import Array, Image, PoseTrack, Progress
+from .video import open_reader, probe, read_image
+
+PLATE_FRAMES = 40
+"""Frames that the plate is the median of."""
+CANDIDATES = 160
+"""Frames among which the references are chosen."""
+LONGEST = 60.0
+"""Seconds of a video that are looked at."""
+KEPT_POSES = 240
+"""Poses of the person that an avatar keeps, to measure the body by."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """K references at the avatar's size.
+
+    frames   (K, H, W, 3) uint8 RGB, the person's own colours continued under the matte's border.
+    mattes   (K, H, W) float32 in 0..1.
+    windows  the poses of up to three pictures up to and including each reference, K tracks.
+    plate    the empty scene.
+    track    poses that tell the body's measures; in pixels of the avatar's picture.
+    fps      of the video; 25 for photos.
+    picked   which frames of the video, or photos, they are.
+    pictures (K, H, W, 3) uint8 RGB, untouched.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    mattes: Array
+    windows: tuple[PoseTrack, ...]
+    plate: background.Plate
+    track: PoseTrack
+    fps: Fraction
+    picked: tuple[int, ...]
+    pictures: npt.NDArray[np.uint8]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    @property
+    def poses(self) -> PoseTrack:
+        """The K references' own poses."""
+        return PoseTrack.concatenate([w.select([len(w) - 1]) for w in self.windows])
+
+
+def arrays(gathered: Gathered) -> dict[str, npt.NDArray[np.generic]]:
+    """What an avatar stores of its references."""
+    poses, track = gathered.poses, gathered.track
+    return {
+        "frames": gathered.frames,
+        "mattes": np.round(gathered.mattes * 255).astype(np.uint8),
+        "plate": gathered.plate.image,
+        "seen": np.round(gathered.plate.seen * 255).astype(np.uint8),
+        "shadow": np.array([contact_shadow(gathered)], np.float32),
+    } | {f"{group}_{key}": getattr(t, key) for group, t in (("pose", poses), ("track", track)) for key in _KEYS}
+
+
+_KEYS = ("body", "world", "face", "hands")
+
+
+def stored_track(stored: Mapping[str, npt.NDArray[np.generic]], group: str) -> PoseTrack:
+    """The poses that `arrays` stored: `pose`, the K references' own, or `track`, those that measure the body."""
+    height, width = stored["plate"].shape[:2]
+    body, world, face, hands = (np.asarray(stored[f"{group}_{key}"], np.float32) for key in _KEYS)
+    return PoseTrack(body, world, face, hands, (width, height))
+
+
+def references(
+    stored: Mapping[str, npt.NDArray[np.generic]], which: Sequence[int] | None = None, size: tuple[int, int] | None = None
+) -> References:
+    """The tensors that a model encodes, a batch of one, on the CPU.
+
+    Args:
+        stored: from `arrays`.
+        which: only these of the K references.
+        size: (width, height) to scale to; None keeps the avatar's.
+    """
+    frames, mattes = np.asarray(stored["frames"]), np.asarray(stored["mattes"])
+    track, plate = stored_track(stored, "pose"), np.asarray(stored["plate"])
+    index = list(range(len(frames))) if which is None else list(which)
+    pictures, shapes = [frames[i] for i in index], [mattes[i] for i in index]
+    track = track.select(index)
+    if size is not None and size != track.size:
+        pictures, shapes = ([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in xs] for xs in (pictures, shapes))
+        plate, track = cv2.resize(plate, size, interpolation=cv2.INTER_AREA), track.scaled(size)
+    matte = torch.from_numpy(np.stack(shapes).astype(np.float32) / 255)[None, :, None]
+    rgb = torch.stack([pixels(p) for p in pictures])[None]
+    return References(rgb, matte, poses(track), pixels(np.asarray(plate, np.uint8))[None], float(stored["shadow"][0]))
+
+
+def pixels(image: Image) -> torch.Tensor:
+    """(H, W, 3) uint8 → (3, H, W) float32 in -1..1: the one place where pixels become tensors."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def poses(track: PoseTrack) -> Poses:
+    """A track as one window of poses, a batch of one."""
+    body, face, hands = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (track.body, track.face, track.hands))
+    return Poses(body, face, hands, (track.size[1], track.size[0]))
+
+
+def contact_shadow(gathered: Gathered) -> float:
+    """How much darker the floor is right under the feet than the plate there, 0..0.5: the median over the references;
+    0 where the plate was not seen there."""
+    found = []
+    skeleton = parts.skeletons(gathered.poses)
+    plate = gathered.plate.image.astype(np.float32).mean(2)
+    for k, (picture, matte) in enumerate(zip(gathered.pictures, gathered.mattes, strict=True)):
+        shade = parts.contact(skeleton.take([k]), plate.shape, 1.0, torch.zeros(1))[0].numpy()  # type: ignore[arg-type]
+        around = cv2.dilate(matte, np.ones((5, 5), np.uint8))
+        floor = (shade > 0.4) & (around < 0.02) & (gathered.plate.seen > 0.1)
+        if floor.sum() > 30:
+            ratio = (picture.astype(np.float32).mean(2)[floor] + 4) / (plate[floor] + 4)
+            found.append(1 - float(np.median(ratio)))
+    return float(np.clip(np.median(found), 0, 0.5)) if found else 0.0
+
+
+def working_size(width: int, height: int, short: int) -> tuple[int, int]:
+    """(width, height), both even, with a short side of at most `short`; never enlarged."""
+    scale = min(1.0, short / min(width, height))
+    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+
+
+def sharpness(frame: Image, body: Array) -> float:
+    """How sharp the person is: the strength of fine detail around the body's joints, against that of coarse detail."""
+    height, width = frame.shape[:2]
+    xy = body[:, :2][np.isfinite(body[:, :2]).all(1)]
+    if len(xy) == 0:
+        return 0.0
+    x0, y0 = np.clip(xy.min(0) - 8, 0, (width - 16, height - 16)).astype(int)
+    x1, y1 = np.clip(xy.max(0) + 8, (x0 + 16, y0 + 16), (width, height)).astype(int)
+    grey = cv2.cvtColor(frame[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY).astype(np.float32)
+    fine = cv2.Laplacian(grey, cv2.CV_32F, ksize=1)
+    coarse = cv2.Sobel(cv2.GaussianBlur(grey, (0, 0), 2), cv2.CV_32F, 1, 0)
+    return float(np.sqrt((fine**2).mean()) / (np.sqrt((coarse**2).mean()) + 1.0))
+
+
+def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> list[int]:
+    """The `count` pictures that show the person best, for all the poses of the track.
+
+    Greedy facility location: each picture added lessens the sum, over all poses and body parts, of the distance to the
+    most similar chosen picture; blurred, cut off or hidden parts count as more distant.
+
+    Args:
+        track: N candidates, all with a body.
+        sharp: (N,) sharpness.
+
+    Returns:
+        Indices, the most useful picture first.
+    """
+    looks = parts.skeletons(track)
+    xy = track.body[:, :, :2]
+    inside = ((xy > 0) & (xy < np.array(track.size))).all(2).mean(1)
+    order = np.argsort(np.argsort(sharp)) / max(1, len(sharp) - 1)
+    # A fraction of the clip's typical sharpness matters more than the rank among sharp frames.
+    blur = np.clip(1 - sharp / max(float(np.quantile(sharp, 0.7)), 1e-6), 0, 1)
+    penalty = 0.8 * blur + 0.15 * (1 - order) + 2.0 * (1 - inside)
+    cost = np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1)  # (pose, picture, P)
+    cost = cost + penalty[None, :, None] + 0.5 * (1 - looks.visible)[None]
+    best = np.full(cost[:, 0].shape, 4.0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(track))):
+        gain = np.minimum(cost, best[:, None]).sum((0, 2))
+        gain[chosen] = np.inf
+        chosen.append(int(gain.argmin()))
+        best = np.minimum(best, cost[:, chosen[-1]])
+    return chosen
+
+
+def from_video(
+    path: Path,
+    *,
+    count: int,
+    size: int,
+    pick: Sequence[int] = (),
+    person: str = "largest",
+    plate_from: str = "video",
+    progress: Progress,
+) -> Gathered:
+    """Choose and prepare references from a video.
+
+    Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
+    """
+    info = probe(path)
+    end = LONGEST if info.duration > LONGEST + 1 else None
+    if end is not None and not pick:
+        progress.note(f"Only the first {LONGEST:.0f} seconds of {path.name} are used.")
+    options = PoseOptions(person=person)
+    track = estimate(path, options, end=None if pick else end, progress=progress)
+    if pick:
+        outside = [n for n in pick if not 0 <= n < len(track)]
+        if outside:
+            raise UsageError(
+                f"{path.name} has no frame {outside[0]}: it has {len(track)}, counted from 0.",
+                "Give --pick numbers of frames of the video.",
+            )
+        missing = [n for n in pick if not track.found[n]]
+        if missing:
+            raise NobodyFound(f"No person was found in frame {missing[0]} of {path.name}.", "Pick other frames.")
+    found = np.flatnonzero(track.found)
+    if len(found) < count:
+        raise NobodyFound(
+            f"{path.name} shows a person in only {len(found)} frames, fewer than the {count} that are needed.",
+            f"Film a few seconds more, or use --frames {len(found)}.",
+        )
+    wh = working_size(info.width, info.height, size)
+    small = motion.fill_gaps(track).scaled(wh)
+
+    candidates = found[np.unique(np.linspace(0, len(found) - 1, CANDIDATES).round().astype(int))]
+    for_plate = set(found[np.unique(np.linspace(0, len(found) - 1, PLATE_FRAMES).round().astype(int))].tolist())
+    progress.stage("Choosing frames", len(track))
+    sharp: dict[int, float] = {}
+    wanted = set(candidates.tolist())
+    kept: dict[int, Image] = {}
+    with open_reader(path, end=None if pick else end, size=wh) as frames:
+        for i, frame in enumerate(frames):
+            if i in wanted:
+                sharp[i] = sharpness(frame, small.body[i])
+            if i in for_plate or i in pick:
+                kept[i] = frame
+            progress.advance()
+    if pick:
+        picked = list(pick)
+    else:
+        usable = [i for i in candidates.tolist() if i in sharp]
+        scores = np.array([sharp[i] for i in usable])
+        picked = [usable[n] for n in choose(small.select(usable), scores, count)]
+    missing_frames = sorted(set(picked) - kept.keys())
+    if missing_frames:
+        with open_reader(path, end=end, size=wh) as frames:
+            for i, frame in enumerate(frames):
+                if i in missing_frames:
+                    kept[i] = frame
+                if i >= missing_frames[-1]:
+                    break
+
+    progress.stage("Cutting the person out", None)
+    sources = picked if plate_from == "frames" else sorted(for_plate)
+    looked = sorted({*picked, *sources})
+    masks = dict(zip(looked, (m for _, m in estimate_images([kept[i] for i in looked], options)), strict=True))
+    plate = background.make_plate([kept[i] for i in sources], [masks[i] for i in sources])
+    if plate.camera_moves:
+        progress.warn(
+            f"The camera moves in {path.name} (by {100 * plate.motion:.0f} % of the picture), so that its background"
+            " comes out blurred; film with the camera at rest, or replace the background when you drive."
+        )
+    pictures = [kept[i] for i in picked]
+    windows = tuple(small.select(list(range(max(0, i - 2), i + 1))) for i in picked)
+    step = max(1, -(-len(found) // KEPT_POSES))
+    return _prepared(pictures, [masks[i] for i in picked], windows, plate, small.select(found[::step]), info.fps, picked)
+
+
+def from_photos(
+    paths: Sequence[Path], *, count: int, size: int, pick: Sequence[int] = (), person: str = "largest", progress: Progress
+) -> Gathered:
+    """Choose and prepare references from photos; the first one chosen gives the scene and the picture's size.
+
+    Raises InputError for a photo that cannot be read, NobodyFound when too few show a person, UsageError.
+    """
+    progress.stage("Finding the person", len(paths))
+    pictures, tracks, masks = [], [], []
+    shape: tuple[int, int] | None = None
+    nobody: list[str] = []
+    numbers: list[int] = []
+    for number, path in enumerate(paths):
+        photo = read_image(path)
+        wh = working_size(photo.shape[1], photo.shape[0], size)
+        photo = cv2.resize(photo, wh, interpolation=cv2.INTER_AREA) if wh != photo.shape[1::-1] else photo
+        if shape is None:
+            shape = wh
+        photo = _letterbox(photo, shape)
+        ((track, mask),) = estimate_images([photo], PoseOptions(person=person))
+        progress.advance()
+        if not track.found[0]:
+            nobody.append(path.name)
+            continue
+        pictures.append(photo)
+        tracks.append(track)
+        masks.append(mask)
+        numbers.append(number)
+    if pick:
+        wrong = [n for n in pick if n not in numbers]
+        if wrong:
+            raise UsageError(
+                f"There is no usable photo {wrong[0]} among the {len(paths)}, counted from 0.", "Pick other photos."
+            )
+        chosen = [numbers.index(n) for n in pick]
+    else:
+        if len(pictures) < min(count, len(paths)):
+            raise NobodyFound(
+                f"No person was found in {', '.join(nobody)}.", "Use photos that show one person from head to foot."
+            )
+        every = PoseTrack.concatenate(tracks)
+        sharp = np.array([sharpness(p, t.body[0]) for p, t in zip(pictures, tracks, strict=True)])
+        chosen = choose(every, sharp, count)
+    if len(chosen) < count and not pick:
+        progress.note(f"{len(chosen)} photo{'s' if len(chosen) > 1 else ''} given: K is {len(chosen)}, not {count}.")
+    progress.stage("Cutting the person out", None)
+    first = chosen[0]
+    plate = background.make_plate([pictures[first]], [masks[first]])
+    return _prepared(
+        [pictures[i] for i in chosen], [masks[i] for i in chosen], tuple(tracks[i] for i in chosen), plate,
+        PoseTrack.concatenate([tracks[i] for i in chosen]), Fraction(25), [numbers[i] for i in chosen],
+        same_scene=False,
+    )  # fmt: skip
+
+
+def _letterbox(photo: Image, size: tuple[int, int]) -> Image:
+    """`photo` scaled to fit into `size` (width, height), its borders repeated around."""
+    height, width = photo.shape[:2]
+    if (width, height) == size:
+        return photo
+    scale = min(size[0] / width, size[1] / height)
+    new = (min(size[0], max(1, round(width * scale))), min(size[1], max(1, round(height * scale))))
+    photo = cv2.resize(photo, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    left, top = (size[0] - new[0]) // 2, (size[1] - new[1]) // 2
+    return np.asarray(
+        cv2.copyMakeBorder(
+            photo, top, size[1] - new[1] - top, left, size[0] - new[0] - left, cv2.BORDER_REPLICATE
+        ),
+        np.uint8,
+    )
+
+
+def _prepared(
+    pictures: list[Image],
+    masks: list[Array],
+    windows: tuple[PoseTrack, ...],
+    plate: background.Plate,
+    track: PoseTrack,
+    fps: Fraction,
+    picked: Sequence[int],
+    *,
+    same_scene: bool = True,
+) -> Gathered:
+    behind = plate if same_scene else None
+    mattes = [background.refine_matte(p, m, behind) for p, m in zip(pictures, masks, strict=True)]
+    frames = [background.unmix(p, m) for p, m in zip(pictures, mattes, strict=True)]
+    windows = tuple(replace(w, missed=()) for w in windows)
+    return Gathered(
+        np.stack(frames), np.stack(mattes), windows, plate, replace(track, missed=()), fps, tuple(picked),
+        np.stack(pictures),
+    )  # fmt: skip

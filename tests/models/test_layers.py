@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from retarget.models.layers import GlobalGenerator, LocalEnhancer, UNet, fit_sides
+
+
+def parameters(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_unet_is_small():
+    with torch.device("meta"):
+        assert 0.4e6 < parameters(UNet(60, 12)) < 0.65e6
+
+
+@pytest.mark.parametrize("fold", [1, 2, 4])
+@pytest.mark.parametrize("size", [(16, 24), (33, 50)])
+def test_unet_draws_any_size_and_starts_at_zero(fold, size):
+    x = torch.randn(2, 5, *size)
+    silent = UNet(5, 4, 8, 3, fold=fold)(x)
+    assert silent.shape == (2, 4, *size)
+    assert silent.abs().max() == 0
+    loud = UNet(5, 4, 8, 3, fold=fold, zero_last=False)(x)
+    assert loud.std() > 0.01
+
+
+def test_unet_learns_from_zero_with_a_batch_of_one():
+    torch.manual_seed(0)
+    net, x = UNet(3, 3, 8, 3), torch.randn(1, 3, 16, 16)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        loss = (net(x) - x.roll(1, -1)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_unet_treats_pictures_alone_and_layout_does_not_matter():
+    torch.manual_seed(0)
+    net, x = UNet(3, 2, 8, 3, zero_last=False), torch.randn(3, 3, 16, 16)
+    together = net(x)
+    assert torch.allclose(together[1:2], net(x[1:2]), atol=1e-5)
+    fast = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert torch.allclose(together, fast, atol=1e-4)
+
+
+def test_pix2pixhd_has_its_182_million_parameters():
+    with torch.device("meta"):
+        # 36 label channels, as published; the others follow from the first convolution.
+        assert parameters(GlobalGenerator(36)) == 182_546_755
+        assert parameters(GlobalGenerator(45)) == 182_546_755 + 9 * 64 * 49
+        halved = parameters(GlobalGenerator(36, width=32))
+    assert 0.24 < halved / 182_546_755 < 0.26
+
+
+@pytest.mark.parametrize("size", [(16, 24), (19, 30)])
+def test_generators_draw_pictures(size):
+    torch.manual_seed(0)
+    coarse = GlobalGenerator(5, width=4, downs=2, blocks=1)
+    x = torch.randn(1, 5, *size)
+    for net in (coarse, LocalEnhancer(coarse, 5, blocks=1)):
+        picture = net(x)
+        assert picture.shape == (1, 3, *size)
+        assert picture.abs().max() <= 1
+        assert picture.std() > 0
+
+
+def test_enhancer_and_coarse_generator_are_trained_jointly():
+    coarse = GlobalGenerator(3, width=4, downs=2, blocks=1)
+    net = LocalEnhancer(coarse, 3, blocks=1)
+    net(torch.randn(1, 3, 16, 16)).square().sum().backward()
+    assert coarse.body[1].weight.grad.abs().sum() > 0
+    assert coarse.paint[1].weight.grad is None  # its features are used, not its picture
+
+
+def test_fit_sides():
+    x = torch.arange(6.0).view(1, 1, 2, 3)
+    assert fit_sides(x, 1) is x
+    padded = fit_sides(x, 4)[0, 0]
+    assert padded.tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]

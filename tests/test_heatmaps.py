@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retarget.heatmaps import FACE_CONTOURS, POSE_CHANNELS, pose_maps, stack_poses
+from retarget.skeleton import BONES, PART, PARTS, J
+
+PICTURE = (200, 160)
+METRE = 60.0  # pixels per metre of `standing`
+
+
+def standing() -> torch.Tensor:
+    """(1, 33, 4): somebody facing the camera, 60 pixels per metre, middle of the hips at (80, 110)."""
+    metres = {
+        "hip": (0.1, 0.0),
+        "shoulder": (0.18, -0.5),
+        "elbow": (0.48, -0.5),
+        "wrist": (0.73, -0.5),
+        "pinky": (0.82, -0.48),
+        "index": (0.83, -0.5),
+        "thumb": (0.78, -0.54),
+        "knee": (0.1, 0.41),
+        "ankle": (0.1, 0.82),
+        "heel": (0.1, 0.86),
+        "foot_index": (0.16, 0.9),
+        "eye": (0.03, -0.75),
+        "eye_inner": (0.02, -0.75),
+        "eye_outer": (0.045, -0.75),
+        "ear": (0.08, -0.73),
+        "mouth": (0.025, -0.67),
+    }
+    body = torch.zeros(33, 4)
+    body[:, 3] = 1.0
+    for name, index in J.items():
+        left = "left" in name
+        x, y = metres.get(
+            name.replace("left_", "").replace("right_", "").replace("_left", "").replace("_right", ""), (0, -0.7)
+        )
+        body[index, :2] = torch.tensor([80 + METRE * (x if left else -x), 110 + METRE * y])
+    return body[None]
+
+
+def draw(body: torch.Tensor, face=None, hands=None, size=PICTURE, picture=PICTURE) -> torch.Tensor:
+    b = len(body)
+    face = torch.full((b, 468, 3), torch.nan) if face is None else face
+    hands = torch.full((b, 2, 21, 3), torch.nan) if hands is None else hands
+    return pose_maps(body, face, hands, size, picture=picture)
+
+
+def value(maps: torch.Tensor, channel: int, x: float, y: float) -> float:
+    return maps[0, channel, int(y), int(x)].item()
+
+
+def test_limbs_are_where_their_bones_are():
+    maps = draw(standing())
+    assert maps.shape == (1, POSE_CHANNELS, *PICTURE)
+    assert maps.dtype == torch.float32
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    body = standing()[0, :, :2]
+    for part in PARTS[1:10]:
+        a, b = BONES[PART[part]]
+        x, y = ((body[list(a)].mean(0) + body[list(b)].mean(0)) / 2).tolist()
+        assert value(maps, PART[part], x, y) > 0.9, part
+        others = [i for i in range(2, 10) if i != PART[part]]
+        assert max(value(maps, i, x, y) for i in others) < 0.2, part
+    assert value(maps, PART["head"], 80, 110 - 0.72 * METRE) > 0.95
+
+
+def test_a_limb_is_a_gaussian_smoothed_rectangle():
+    body = standing()
+    body[0, J["left_elbow"], :2] = torch.tensor([107.3, 101.7])
+    got = draw(body)[0, PART["left_upper_arm"]].numpy()
+    a, b = (body[0, J[n], :2].numpy() for n in ("left_shoulder", "left_elbow"))
+    along = (b - a) / np.linalg.norm(b - a)
+    across = np.array([-along[1], along[0]])
+    width, zoom = 0.05 * METRE, 16
+    corners = [p + s * across * width for p, s in ((a - along * width / 2, 1), (b + along * width / 2, 1))]
+    corners += [p - across * width for p in (b + along * width / 2, a - along * width / 2)]
+    drawn = np.zeros((PICTURE[0] * zoom, PICTURE[1] * zoom), np.float32)
+    cv2.fillPoly(drawn, [np.round(np.array(corners) * zoom - 0.5).astype(np.int32)], 1.0)
+    blurred = cv2.GaussianBlur(drawn, (0, 0), 0.02 * METRE * zoom)
+    want = cv2.resize(blurred, PICTURE[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(got - want).max() < 0.03
+
+
+def test_sizes_follow_the_body():
+    small, large = (
+        draw(standing()),
+        draw(standing() * torch.tensor([2.0, 2, 2, 1]), size=(400, 320), picture=(400, 320)),
+    )
+    halved = torch.nn.functional.avg_pool2d(large, 2)
+    assert (halved[:, :10] - small[:, :10]).abs().max() < 0.06
+
+
+def test_drawing_size_is_independent_of_the_picture():
+    maps = draw(standing(), size=(100, 160))
+    body = standing()[0]
+    x, y = body[[J["left_hip"], J["left_knee"]], :2].mean(0).tolist()
+    assert value(maps, PART["left_upper_leg"], x, y / 2) > 0.9
+    rows = (maps[0, PART["left_upper_leg"]].amax(1) > 0.5).nonzero()
+    assert rows.max() - rows.min() == pytest.approx(0.41 * METRE / 2, abs=3)
+
+
+@pytest.mark.parametrize("how", ["nan", "unseen"])
+def test_what_was_not_found_is_empty(how):
+    body = standing()
+    if how == "nan":
+        body[0, J["left_knee"]] = torch.nan
+    else:
+        body[0, J["left_knee"], 3] = 0.19
+    maps = draw(body)
+    assert maps.isfinite().all()
+    empty = [c for c in range(POSE_CHANNELS) if maps[0, c].max() == 0]
+    assert empty == [PART["left_upper_leg"], PART["left_lower_leg"], 10]  # no face was given
+
+
+def test_nobody_and_fragments():
+    assert draw(torch.full((1, 33, 4), torch.nan)).abs().max() == 0
+    body = torch.full((1, 33, 4), torch.nan)
+    body[0, :11] = standing()[0, :11]  # only a head
+    maps = draw(body)
+    assert maps[0, 0].max() > 0.9
+    assert maps[0, 1:].abs().max() == 0
+
+
+def test_a_limb_towards_the_camera_stays_small():
+    body = standing()
+    body[0, J["left_elbow"], :2] = body[0, J["left_shoulder"], :2]
+    arm = draw(body)[0, PART["left_upper_arm"]]
+    assert arm.max() > 0.5
+    assert 5 < arm.sum() < (0.2 * METRE) ** 2
+
+
+def test_pictures_of_a_batch_do_not_mix():
+    bodies = torch.cat([standing(), standing() + 9, standing() * 1.2])
+    bodies[1, 23, 0] = torch.nan
+    together = draw(bodies)
+    for i in range(3):
+        assert torch.allclose(together[i], draw(bodies[i : i + 1])[0], atol=1e-5)
+
+
+def test_dots():
+    hands = torch.full((1, 2, 21, 3), torch.nan)
+    hands[0, 0, 0] = torch.tensor([30.5, 40.5, 0.0])
+    face = torch.full((1, 468, 3), torch.nan)
+    face[0, 10] = face[0, 338] = torch.tensor([70.5, 50.5, 0.0])  # two points in one place are one dot
+    face[0, 2] = 10.5  # not a point of the contours
+    maps = draw(standing(), face, hands)
+    y, x = (maps[0, 11] == maps[0, 11].max()).nonzero()[0].tolist()
+    assert (x, y) == (30, 40)
+    assert maps[0, 11, 40, 30].item() == pytest.approx(1)
+    sigma = 0.015 * METRE
+    assert maps[0, 11, 41, 31].item() == pytest.approx(np.exp(-1 / sigma**2), rel=1e-3)
+    assert maps[0, 11, 40, 60] == 0
+    assert maps[0, 10, 50, 70].item() == 1
+    assert maps[0, 10, 10, 10] == 0
+
+
+def test_hand_falls_back_to_the_body():
+    body = standing()
+    maps = draw(body)
+    x, y = body[0, J["right_index"], :2].tolist()
+    assert value(maps, 12, x, y) > 0.8
+    hands = torch.full((1, 2, 21, 3), torch.nan)
+    hands[0, 1] = 5.0
+    assert value(draw(body, hands=hands), 12, x, y) == 0
+
+
+def test_feet_are_left_and_right():
+    maps = draw(standing())
+    columns = torch.arange(PICTURE[1]) + 0.5
+    left, right = ((maps[0, c].sum(0) * columns).sum() / maps[0, c].sum() for c in (13, 14))
+    assert left > 80 > right
+
+
+def test_half_precision_and_autocast_do_not_matter():
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = draw(standing())
+    assert torch.equal(maps, draw(standing()))
+
+
+def test_contours_are_those_of_the_mesh():
+    from mediapipe.python.solutions.face_mesh_connections import FACEMESH_CONTOURS
+
+    edges = {frozenset(e) for line in FACE_CONTOURS.values() for e in pairwise(line)}
+    assert edges == {frozenset(e) for e in FACEMESH_CONTOURS}
+
+
+def test_stack_poses():
+    maps = [torch.full((2, 15, 4, 4), float(i)) for i in range(5)]
+    stacked = stack_poses(maps)
+    assert stacked.shape == (2, 45, 4, 4)
+    assert stacked[0, ::15, 0, 0].tolist() == [2, 3, 4]
+    assert stack_poses(maps[:2])[0, ::15, 0, 0].tolist() == [0, 0, 1]
+    assert stack_poses(maps[:1])[0, ::15, 0, 0].tolist() == [0, 0, 0]
