@@ -474,11 +474,10 @@ def _person(text: str) -> None:
 
 
 def _model(name: str) -> None:
-    if name != _P.model:
-        from .models import MODELS
+    from .models import MODELS
 
-        if name not in MODELS:
-            raise UsageError(f"There is no model {name!r}.", f"There are: {', '.join(MODELS)}.")
+    if name not in MODELS:
+        raise UsageError(f"There is no model {name!r}.", f"There are: {', '.join(MODELS)}.")
 
 
 def _background(text: str, out: Path) -> None:
@@ -515,7 +514,7 @@ def _writable_folder(out: Path) -> None:
 
 def _writable(out: Path, source: Path, background: str) -> None:
     if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{out.name} has no suffix of a video.", f"Use one of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"{out} has no suffix of a video.", f"Use one of {', '.join(SUFFIXES)}.")
     _writable_folder(out)
     for used in (source, Path(background)):
         if out.exists() and used.is_file() and out.samefile(used):
@@ -542,8 +541,15 @@ def _describe(avatar: Avatar) -> dict[str, Any]:
 
 
 def _quality(avatar: Avatar) -> str:
+    """The figures of an avatar in one line: before → after fine-tuning where there are both."""
     quality = avatar.meta.quality
-    return _inline(quality) if quality else "not measured (one reference only)"
+    parts = []
+    for key, value in quality.items():
+        if f"{key}_before" in quality:
+            parts.append(f"{key} {number(quality[f'{key}_before'])} → {number(value)}")
+        elif not key.endswith("_before"):
+            parts.append(f"{key} {number(value)}")
+    return ", ".join(parts) or "not measured (no fine-tuning)"
 
 
 def _inline(value: Any) -> str:

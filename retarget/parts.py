@@ -60,7 +60,7 @@ class Skeleton:
     bones    (N, P, 2, 3): both ends of each part's bone, x, y, z.
     points   (N, P, 21, 2): control points of head, torso, hands and feet; NaN where a part has fewer or none was found.
     scale    (N,): pixels per metre of the body, free of foreshortening.
-    features (N, P, 8): what a part looks like from here; references are compared by it.
+    features (N, P, 11): what a part looks like from here; references are compared by it.
     visible  (N, P): 0..1.
     face     (N, 156, 2): mesh points for the residual field; NaN where no face was found.
     """
@@ -130,11 +130,14 @@ def skeletons(track: PoseTrack) -> Skeleton:
 
     direction = _unit(bones[:, :, 1] - bones[:, :, 0])
     across = _unit(xyz[:, 11] - xyz[:, 12])
-    features = np.zeros((n, len(PARTS), 8))
+    features = np.zeros((n, len(PARTS), 11))
     features[:, :, 0:2] = 0.35 * direction[..., :2]
     features[:, :, 2] = direction[..., 2]
     features[:, :, 3:5] = 0.6 * across[:, None, [0, 2]]
     features[:, 1, 0:5] *= 1.5
+    # A joint's folds depend on how it is bent: the limb's parent, for the torso the legs.
+    features[:, 2:, 8:11] = 0.4 * direction[:, [PARENT[i] for i in range(2, len(PARTS))]]
+    features[:, 1, 8:11] = 0.8 * direction[:, [PART["left_upper_leg"], PART["right_upper_leg"]]].mean(1)
     look = _unit(xyz[:, 0] - ears)  # where the nose points
     features[:, 0, 0:3] = 2.0 * look
     features[:, 0, 3:5] = 0.0
@@ -161,7 +164,7 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
     len_t = np.maximum(np.linalg.norm(v_t, axis=-1), 1e-3)
     u_s, u_t = v_s / len_s[..., None], v_t / len_t[..., None]
     n_s, n_t = np.stack([-u_s[..., 1], u_s[..., 0]], -1), np.stack([-u_t[..., 1], u_t[..., 0]], -1)
-    along = np.clip(len_t / len_s, 0.25 * ratio[..., None], 2.5 * ratio[..., None])
+    along = np.clip(len_t / len_s, 0.25 * ratio[..., None], 2.0 * ratio[..., None])
     linear = (
         along[..., None, None] * u_t[..., :, None] * u_s[..., None, :]
         + ratio[..., None, None, None] * n_t[..., :, None] * n_s[..., None, :]
@@ -197,9 +200,9 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
         prior = np.stack([np.stack([re, -im], -1), np.stack([im, re], -1)], -2)
         lam = (ridge * trace / 2)[..., None, None]
         eye = np.eye(2)
-        fitted = np.einsum("mnij,mnjk->mnik", moment + lam * prior, np.linalg.inv(spread + lam * eye))
+        fitted = np.einsum("mnij,mnjk->mnik", moment + lam * prior, _inverse2(spread + lam * eye))
         # Never mirrored, never squeezed to a line.
-        det = np.linalg.det(fitted)
+        det = fitted[..., 0, 0] * fitted[..., 1, 1] - fitted[..., 0, 1] * fitted[..., 1, 0]
         bad = (w.sum(-1) < 3) | (det < 0.35 * wanted**2)
         fitted = np.where(bad[..., None, None], prior, fitted)
         enough = w.sum(-1) >= 2
@@ -209,9 +212,17 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
     return np.concatenate([linear, offset[..., None]], -1)
 
 
+def _inverse2(m: Float) -> Float:
+    """Inverses of (..., 2, 2); written out, since LAPACK's calls cost more than the arithmetic."""
+    det = m[..., 0, 0] * m[..., 1, 1] - m[..., 0, 1] * m[..., 1, 0]
+    det = np.where(np.abs(det) < 1e-12, 1e-12, det)
+    out = np.stack([np.stack([m[..., 1, 1], -m[..., 0, 1]], -1), np.stack([-m[..., 1, 0], m[..., 0, 0]], -1)], -2)
+    return np.asarray(out / det[..., None, None])
+
+
 def inverse(matrix: Float) -> Float:
     """The inverses of affine transforms (..., 2, 3)."""
-    linear = np.linalg.inv(matrix[..., :2])
+    linear = _inverse2(matrix[..., :2])
     return np.concatenate([linear, -linear @ matrix[..., 2:]], -1)
 
 
@@ -387,8 +398,7 @@ def cut(
     """
     k, _, h, w = frames.shape
     moves = affines(skeleton, skeleton)  # (to, from, P, 2, 3)
-    area = own.sum((2, 3)) / (core.sum((2, 3)) + 1)
-    shown = (area / area.max(0).values.clamp_min(1e-3)).clamp_max(1).numpy().astype(np.float64)
+    shown = (own.sum((2, 3)) / (0.7 * core.sum((2, 3)) + 1)).clamp_max(1).numpy().astype(np.float64)
     outside = np.stack(
         [((b[..., :2] < 0) | (b[..., :2] > (w, h))).any(-1).mean(-1) for b in skeleton.bones]
     )
@@ -503,7 +513,7 @@ JOINED = 0.6
 """What it costs two joined parts to come from different references (units of feature distance)."""
 STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
-FADE = 0.34
+FADE = 0.7
 """Share of a change of reference that happens in each frame."""
 
 
@@ -532,7 +542,7 @@ def _depth_in_tree(i: int) -> int:
 def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) -> tuple[Layout, LayoutState]:
     """Choose references, transforms and order for one driving pose (N = 1)."""
     refs = cutouts.skeleton
-    difference = pose.features[0][None] - refs.features  # (K, P, 8)
+    difference = pose.features[0][None] - refs.features  # (K, P, 11)
     cost = np.linalg.norm(difference, axis=-1).T + 1.5 * (1 - cutouts.shown.T)
     length = np.linalg.norm(pose.bones[0, :, 1, :2] - pose.bones[0, :, 0, :2], axis=-1) / pose.scale[0]
     shown_length = np.linalg.norm(refs.bones[:, :, 1, :2] - refs.bones[:, :, 0, :2], axis=-1) / refs.scale[:, None]
@@ -717,5 +727,6 @@ def contact(pose: Skeleton, size: tuple[int, int], zoom: float, like: torch.Tens
         left, right = points[:, 0].min() - 0.06 * metre, points[:, 0].max() + 0.06 * metre
         cx, cy = (left + right) / 2, points[1:, 1].max() + 0.02 * metre
         rx, ry = (right - left) / 2 + 0.05 * metre, 0.055 * metre
-        shade = torch.maximum(shade, torch.exp(-(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2))[None])
+        ellipse = torch.exp(-(((x - cx) / rx) ** 2)) * torch.exp(-(((y - cy) / ry) ** 2))
+        shade = torch.maximum(shade, ellipse[None])
     return shade

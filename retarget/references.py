@@ -161,7 +161,7 @@ def sharpness(frame: Image, body: Array) -> float:
 def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> list[int]:
     """The `count` pictures that show the person best, for all the poses of the track.
 
-    Greedy facility location: each picture added lessens the sum, over all poses and body parts, of the distance to the
+    Greedy facility location: each picture added lessens the sum, over all different poses and body parts, of the distance to the
     most similar chosen picture; blurred, cut off or hidden parts count as more distant.
 
     Args:
@@ -180,10 +180,13 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     penalty = 0.8 * blur + 0.15 * (1 - order) + 2.0 * (1 - inside)
     cost = np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1)  # (pose, picture, P)
     cost = cost + penalty[None, :, None] + 0.5 * (1 - looks.visible)[None]
+    # Poses that are held or repeated count once: what the person looks like matters, not for how long.
+    looks_alike = (np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1).mean(2) < 0.25).sum(1)
+    weight = 1 / looks_alike
     best = np.full(cost[:, 0].shape, 4.0)
     chosen: list[int] = []
     for _ in range(min(count, len(track))):
-        gain = np.minimum(cost, best[:, None]).sum((0, 2))
+        gain = np.einsum("tkp,t->k", np.minimum(cost, best[:, None]), weight)
         gain[chosen] = np.inf
         chosen.append(int(gain.argmin()))
         best = np.minimum(best, cost[:, chosen[-1]])

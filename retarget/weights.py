@@ -175,7 +175,7 @@ def _check_entry(line: Entry) -> None:
         "sha256": r"[0-9a-f]{64}",
     }
     if line.repo is not None or line.revision is not None:
-        patterns |= {"repo": r"[\w.-]+/[\w.-]+", "revision": r"[0-9a-f]{40}"}
+        patterns |= {"repo": r"\w[\w.-]*/\w[\w.-]*", "revision": r"[0-9a-f]{40}"}
     for key, pattern in patterns.items():
         if not re.fullmatch(pattern, str(getattr(line, key)), re.ASCII):
             raise ValueError(f"{line.name!r} has the {key} {getattr(line, key)!r}")
@@ -270,7 +270,7 @@ def _transfer(url: str, location: str, part: Path, size: int | None, progress: P
                     progress.advance(-done)
                     done = 0
                 with part.open("ab" if done else "wb") as file:
-                    for chunk in response.iter_bytes(CHUNK):
+                    for chunk in response.iter_bytes():  # as they come: nothing is held back
                         file.write(chunk)
                         done += len(chunk)
                         progress.advance(len(chunk))
@@ -297,6 +297,10 @@ def _hub_errors(line: Entry) -> Iterator[None]:
     )
 
     where = f"{line.repo}/{line.file}"
+
+    def reason(error: Exception) -> str:
+        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
     try:
         yield
     except WeightsError:
@@ -304,17 +308,17 @@ def _hub_errors(line: Entry) -> Iterator[None]:
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise WeightsError(f"The hub has no {where} (any more).", "Update retarget.") from error
     except HfHubHTTPError as error:
-        raise WeightsError(f"The hub refused {where}: {error}.", "Try again later.") from error
+        raise WeightsError(f"The hub refused {where}: {reason(error)}.", "Try again later.") from error
     except OSError as error:
         if error.errno is None:
-            raise WeightsError(f"The hub cannot be reached for {where}: {error}.", _ONLINE) from error
+            raise WeightsError(f"The hub cannot be reached for {where}: {reason(error)}.", _ONLINE) from error
         raise StorageError(
             f"{where} cannot be written: {error.strerror}: {error.filename}.", "Make room, or move HF_HOME elsewhere."
         ) from error
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "huggingface_hub")):
             raise
-        raise WeightsError(f"The hub cannot be reached for {where}: {error}.", _ONLINE) from error
+        raise WeightsError(f"The hub cannot be reached for {where}: {reason(error)}.", _ONLINE) from error
 
 
 _ONLINE: Final = "Check the connection, then run retarget weights pull: it goes on where it stopped."

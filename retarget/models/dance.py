@@ -204,8 +204,10 @@ class Dance(RetargetModel):
             if answer is not None:
                 matte = (alpha + answer[b, 2:3]).clamp(0, 1)
                 # Colours for where the corrected matte reaches beyond the moved parts.
-                blurred = F.avg_pool2d(torch.cat([rgb, alpha])[None].detach(), 9, 1, 4)[0]
-                around = blurred[:3] / blurred[3:].clamp_min(0.05)
+                small = F.interpolate(torch.cat([rgb, alpha])[None].detach(), condition.maps.shape[2:], mode="area")
+                small = F.avg_pool2d(small, 5, 1, 2)
+                small = small[:, :3] / small[:, 3:].clamp_min(0.05)
+                around = F.interpolate(small, condition.size, mode="bilinear", align_corners=False)[0]
                 rgb = rgb * (matte / alpha.clamp_min(1e-3)).clamp_max(1) + (matte - alpha).clamp_min(0) * around
                 rgb, alpha = rgb + matte * answer[b, 3:] / 2, matte
             frames.append(rgb + (1 - alpha) * plate)

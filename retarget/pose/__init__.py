@@ -59,10 +59,7 @@ def estimate(
     """
     path, options, progress = Path(path), options or PoseOptions(), progress or Silent()
     if path.suffix == ".npz":
-        track = load_motion(path)
-        first = math.ceil(start * track.fps - 1e-6)
-        last = len(track) if end is None else math.ceil(end * track.fps - 1e-6)
-        track = track.select(slice(first, last))
+        track = _piece(load_motion(path), path, start, end)
     else:
         track = _from_video(path, options, start, end, progress)
     if not track.found.any():
@@ -77,6 +74,22 @@ def estimate(
             f" ({ranges(track.missed)}); their poses are filled in."
         )
     return track
+
+
+def _piece(track: PoseTrack, path: Path, start: float, end: float | None) -> PoseTrack:
+    """The pictures with start <= time < end, as `video.open_reader` counts them; UsageError when there are none."""
+    if not (0 <= start < math.inf and (end is None or start < end < math.inf)):
+        raise UsageError(
+            f"A piece from {start:g} s to {end} s cannot be.", "Give a start of 0 or more and a later end."
+        )
+    first = math.ceil(start * track.fps - 1e-6)
+    last = len(track) if end is None else math.ceil(end * track.fps - 1e-6)
+    if first >= len(track):
+        raise UsageError(
+            f"{path.name} has no pose from {start:g} s on; it is {float(len(track) / track.fps):.2f} s long.",
+            "Choose a start and an end inside the motion.",
+        )
+    return track.select(slice(first, last))
 
 
 def _from_video(path: Path, options: PoseOptions, start: float, end: float | None, progress: Progress) -> PoseTrack:

@@ -125,7 +125,7 @@ def load_motion(path: str | Path) -> PoseTrack:
     """Reads a motion file. Raises InputError when it is missing, damaged, newer, or another kind of file."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["kind"]) == KIND and int(arrays["version"]) > VERSION:
                 raise InputError(
                     f"The motion file {path} was written by a newer version of retarget.",

@@ -173,7 +173,8 @@ class MediapipeEstimator:
         """Tracks of `CHUNK` pictures each, estimated side by side in threads (mediapipe releases the GIL).
 
         Each piece finds its person anew. Where that is another one than the piece before ended with (their poses in
-        the shared pictures differ), it is done again, following the person of the piece before.
+        the shared pictures differ), it is done again, following the person of the piece before; where it finds nobody
+        in most pictures, it is done again looking closer.
         """
         free: deque[_Holistic] = deque()
         made: list[_Holistic] = []
@@ -211,12 +212,16 @@ class MediapipeEstimator:
                 show()
             show()
             out = future.result()
-            if tail is not None and _strangers(tail.body, out.body[:warm]):
-                last = tail.body[tail.found][-1]
+            known = tail is not None and bool(tail.found.any())
+            stranger = tail is not None and _strangers(tail.body, out.body[:warm])
+            out = out.select(slice(warm, None))
+            if stranger or out.found.mean() < 0.5:
+                last = tail.body[tail.found][-1] if tail is not None and known else None
                 again = _follow(pictures[warm:], fps, lambda: None, last=last)
-                out = PoseTrack.concatenate([tail, again])
+                if stranger or again.found.sum() > out.found.sum():
+                    out = again
             tail = out.select(slice(-WARM_UP, None))
-            return out.select(slice(warm, None))
+            return out
 
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pose")
         try:
@@ -285,7 +290,17 @@ def _crop(picture: Image, window: Window) -> Image:
 
 
 def _look(graph: _Holistic, picture: Image, window: Window, out: PoseTrack, row: int) -> Array | None:
-    """Estimates inside `window`, writes into `out` in pixels of the whole picture; returns the whole picture's mask."""
+    """Estimates inside `window`, writes into `out` in pixels of the whole picture; returns the whole picture's mask.
+
+    A window that reaches far beyond the picture is cut.
+    """
+    height, width = picture.shape[:2]
+    border = max(width, height) // 2
+    x0, y0 = max(window[0], -border), max(window[1], -border)
+    x1, y1 = min(window[0] + window[2], width + border), min(window[1] + window[3], height + border)
+    if min(x1, width) - max(x0, 0) < 8 or min(y1, height) - max(y0, 0) < 8:  # hardly anything of the picture
+        return None
+    window = x0, y0, x1 - x0, y1 - y0
     part = _crop(picture, window)
     size = fitting((window[2], window[3]))
     if size != (window[2], window[3]):
@@ -300,7 +315,6 @@ def _look(graph: _Holistic, picture: Image, window: Window, out: PoseTrack, row:
     out.hands[row] = out.hands[row] * scale + shift
     if mask is None:
         return None
-    height, width = picture.shape[:2]
     mask = cv2.resize(mask, (window[2], window[3]), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     if window == (0, 0, width, height):
         return mask
@@ -334,7 +348,7 @@ def _windows(size: tuple[int, int], point: tuple[float, float] | None) -> Iterat
     yield 0, 0, width, height
     border = max(size) // 4  # a person who fills the picture, cut off at its edges
     yield -border, -border, width + 2 * border, height + 2 * border
-    for share in (0.6, 0.4):  # a small person in a wide picture
+    for share in (0.6, 0.4, 0.25):  # a small person in a wide picture
         w = h = int(max(size) * share)
         w, h = min(w, width), min(h, height)
         for y, x in product(_outwards(height - h, 2), _outwards(width - w, 4)):
@@ -383,21 +397,24 @@ def _follow(
 
     mediapipe sees a window that moves along: the pose's box and 0.4 of its side around. It stands still while the
     person is well inside, so that the graph's own tracking works; when it moves, the graph forgets. A pose that is too
-    far away counts as missed; after a second without the person, everybody near the last place and then everybody in
-    the picture will do.
+    far away counts as missed; after a second without the person, and then once a second, everybody near the last place
+    and later everybody in the picture will do. With neither `point` nor `last`, everybody in the picture.
     """
     still, graph = _Holistic(static=True), _Holistic(static=False)
     rows: list[PoseTrack] = []
     window = None if last is None else _around(last, 0.4)
-    lost = 0
+    lost = pause = 0
     try:
         for picture in frames:
             height, width = picture.shape[:2]
             row = empty_track(1, (width, height), fps)
+            pause -= 1
             if last is None or window is None or lost > fps:
-                place = point if last is None else tuple(last[_MIDDLE, :2].mean(axis=0).tolist())
-                row = replace(_find(still, picture, place if lost <= 2 * fps else None)[0], fps=fps)
-                graph.wipe()
+                if pause <= 0:
+                    place = point if last is None else tuple(last[_MIDDLE, :2].mean(axis=0).tolist())
+                    row = replace(_find(still, picture, place if lost <= 2 * fps else None)[0], fps=fps)
+                    graph.wipe()
+                    pause = round(fps)
             else:
                 _look(graph, picture, window, row, 0)
             body = row.body[0]

@@ -1,0 +1,184 @@
+"""From a file to a track: the cache, the options, what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retarget import folders, pose
+from retarget.errors import InputError, NobodyFound, UsageError, VideoError
+from retarget.pose import PoseOptions, estimate, load_motion, save_motion
+from retarget.pose.base import empty_track
+from retarget.types import Image, PoseTrack, Progress
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None]] = []
+        self.steps = 0
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        self.stages.append((title, total))
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.steps += steps
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+class Fake:
+    """An estimator that finds everybody at (10, 20), but for the pictures in `blind`."""
+
+    name = "fake-1"
+    runs = 0
+    options = PoseOptions()
+    sizes: set[tuple[int, ...]] = set()  # noqa: RUF012
+    blind: Sequence[int] = ()
+
+    def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
+        Fake.runs += 1
+        count = 0
+        for frame in frames:
+            Fake.sizes.add(frame.shape)
+            count += 1
+            progress.advance()
+        height, width, _ = next(iter(Fake.sizes))
+        track = empty_track(count, (width, height), fps)
+        seen = np.setdiff1d(np.arange(count), np.asarray(Fake.blind, int))
+        track.body[seen] = (10, 20, 0, 1)
+        track.world[seen] = 0
+        return replace(track, missed=tuple(i for i in range(count) if i in Fake.blind))
+
+    def segment(self, frames: Sequence[Image]) -> list[tuple[PoseTrack, np.ndarray]]:
+        return [(empty_track(1, (f.shape[1], f.shape[0])), np.zeros(f.shape[:2], np.float32)) for f in frames]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    def make(options: PoseOptions) -> Fake:
+        pose.person_point(options.person)
+        Fake.options = options
+        return Fake()
+
+    monkeypatch.setattr(pose, "make_estimator", make)
+    monkeypatch.setattr(Fake, "runs", 0)
+    monkeypatch.setattr(Fake, "sizes", set())
+    monkeypatch.setattr(Fake, "blind", ())
+    return Fake
+
+
+def test_every_picture_is_estimated_once_and_then_cached(fake: type[Fake], example_dance: Path) -> None:
+    listener = Listener()
+    track = estimate(example_dance, progress=listener)
+    assert len(track) == 240
+    assert track.size == (480, 640)
+    assert track.fps == 30
+    assert listener.stages == [("Poses of dance.mp4", 240)]
+    assert listener.steps == 240
+    again = estimate(example_dance)
+    assert fake.runs == 1
+    for name in ("body", "world", "face", "hands"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(track, name))
+
+
+def test_other_options_and_damaged_entries_are_estimated_again(fake: type[Fake], example_dance: Path) -> None:
+    piece = estimate(example_dance, start=1.0, end=2.0)
+    assert len(piece) == 30
+    estimate(example_dance, PoseOptions(person="240,300"), start=1.0, end=2.0)
+    assert fake.runs == 2
+    for path in (folders.cache_dir() / "poses").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    estimate(example_dance, start=1.0, end=2.0)
+    assert fake.runs == 3
+    estimate(example_dance, start=1.0, end=2.0)
+    assert fake.runs == 3
+
+
+def test_large_pictures_are_estimated_small_and_given_back_large(
+    fake: type[Fake], example_dance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pose, "fitting", lambda size: (size[0] // 2, size[1] // 2))
+    track = estimate(example_dance, PoseOptions(person="200,300"), end=0.2)
+    assert fake.sizes == {(320, 240, 3)}
+    assert pose.person_point(fake.options.person) == (100, 150)
+    assert track.size == (480, 640)
+    np.testing.assert_array_equal(track.body[0, 0, :2], (20, 40))
+
+
+def test_missed_pictures_are_listed(fake: type[Fake], example_dance: Path) -> None:
+    fake.blind = (3, 7, 8, 9)
+    listener = Listener()
+    track = estimate(example_dance, end=1.0, progress=listener)
+    assert track.missed == (3, 7, 8, 9)
+    assert "3, 7-9" in listener.notes[0]
+    assert not listener.warnings
+    fake.blind = range(10)
+    estimate(example_dance, end=0.9, progress=listener)
+    assert "0-9" in listener.warnings[0]
+
+
+def test_nobody_at_all_is_an_error(fake: type[Fake], example_dance: Path) -> None:
+    fake.blind = range(240)
+    for _ in range(2):  # also from the cache
+        with pytest.raises(NobodyFound, match=r"No person was found in dance\.mp4"):
+            estimate(example_dance, end=0.5)
+    assert fake.runs == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(fake: type[Fake], example_dance: Path) -> None:
+    folders.made(folders.cache_dir())
+    (folders.cache_dir() / "poses").write_text("in the way")
+    listener = Listener()
+    assert len(estimate(example_dance, end=0.2, progress=listener)) == 6
+    assert "not kept" in listener.warnings[0]
+
+
+def test_a_person_outside_the_picture_is_refused(fake: type[Fake], example_dance: Path) -> None:
+    with pytest.raises(UsageError, match="480x640"):
+        estimate(example_dance, PoseOptions(person="500,10"))
+
+
+def test_a_motion_file_stands_in_for_the_video(fake: type[Fake], example_dance: Path, tmp_path: Path) -> None:
+    track = estimate(example_dance)
+    path = save_motion(track, tmp_path / "motion.npz")
+    np.testing.assert_array_equal(estimate(path).body, track.body)
+    assert len(estimate(path, start=1.0, end=2.0)) == 30
+    assert load_motion(path).fps == 30
+    with pytest.raises(UsageError, match=r"8\.00 s"):
+        estimate(path, start=9.0)
+    assert fake.runs == 1
+
+
+def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "a.mp4"
+    text.write_text("no video")
+    with pytest.raises(VideoError):
+        estimate(text)
+    with pytest.raises(InputError):
+        estimate(tmp_path / "absent.mp4")
+    with pytest.raises(InputError):
+        estimate(tmp_path / "absent.npz")
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    with pytest.raises(UsageError, match="openpose"):
+        pose.make_estimator(PoseOptions(estimator="openpose"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([1, 2, 3, 9], "1-3, 9"), (list(range(0, 40, 2)), "0, 2, 4, 6, 8, 10, 12, 14, ...")],
+)
+def test_ranges_are_short(numbers: list[int], text: str) -> None:
+    assert pose.ranges(numbers) == text

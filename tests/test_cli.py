@@ -1,0 +1,414 @@
+"""The command line: names and defaults are a contract; what cannot be is refused in a sentence before any work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from retarget.evaluate import EvaluateOptions
+
+from retarget import __version__
+from retarget.avatar import Avatar, AvatarMeta, avatar_names, save_avatar
+from retarget.cli import main
+from retarget.doctor import Check
+from retarget.drive import DriveOptions
+from retarget.errors import NobodyFound
+from retarget.personalize import PersonalizeOptions
+
+Out = pytest.CaptureFixture[str]
+
+
+class Called:
+    """Stands in for a function that does the work: remembers its arguments, returns what it is told to."""
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((args, kwargs))
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
+    """Replace `retarget.MODULE.FUNCTION`, which does the work, for this test."""
+
+    def replace(where: str, result: object) -> Called:
+        module, _, name = where.rpartition(".")
+        called = Called(result)
+        monkeypatch.setattr(importlib.import_module(f"retarget.{module}"), name, called)
+        return called
+
+    return replace
+
+
+@pytest.fixture
+def avatar() -> Avatar:
+    meta = AvatarMeta(
+        name="", model="dance", size=(480, 640), frames=5, quality={"psnr_before": 26, "psnr": 27.5, "step": None}
+    )
+    return save_avatar("me", meta, {"x": np.zeros(3)}, None, np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("me.mp4").write_bytes(b"not looked into here")
+    Path("dance.mp4").write_bytes(b"not looked into here")
+
+
+# Fast, and what it offers.
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from retarget.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'mediapipe', 'cv2', 'huggingface_hub', 'scipy'} & set(sys.modules);"
+        "sys.exit(f'{heavy} {code}' if heavy or code else 0)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+    assert "personalize" in done.stdout
+    assert min(seconds) < 1.5  # 0.3 s on an idle machine; the limit is 0.5 s there
+
+
+def test_the_version_and_the_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "retarget", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"retarget {__version__}\n")
+
+
+CONTRACT = {
+    "personalize": "--frames -k --steps -t --name --model --size --pick --person --background --device --precision "
+    "--seed --restart --json --quiet",
+    "drive": "--source --out --avatar --align --smooth --background --audio --no-audio --compare --start --end --size "
+    "--watermark --device --precision --yes --json --quiet",
+    "evaluate": "--frames --steps --split --json --quiet",
+    "doctor": "--json",
+    "avatars list": "--json",
+    "avatars show": "--json",
+    "avatars rm": "--yes --json",
+    "avatars export": "--yes --json",
+    "avatars import": "--name --json",
+    "weights list": "--json",
+    "weights pull": "--json",
+    "weights verify": "--json",
+    "": "--json --quiet --version --install-completion --show-completion",
+}
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_names_of_commands_and_options(command: str, capsys: Out) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out.replace(",", " ").split()
+    assert set(CONTRACT[command].split()) <= set(text)
+
+
+def test_without_a_command_it_shows_what_there_is(capsys: Out) -> None:
+    assert main([]) == 2
+    assert "personalize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "retarget", "--show-completion", shell], capture_output=True, text=True, check=False
+    )
+    if done.returncode:  # it looks at the shell it runs in instead of an argument
+        pytest.skip(f"no completion for {shell} here: {done.stderr}")
+    assert "retarget" in done.stdout
+
+
+# What reaches the functions.
+
+
+def test_personalize_with_defaults(replaced: Callable[..., Called], avatar: Avatar, capsys: Out) -> None:
+    called = replaced("personalize.personalize", avatar)
+    assert main(["personalize", "me.mp4"]) == 0
+    (inputs, options), _ = called.calls[0]
+    assert inputs == [Path("me.mp4")]
+    assert options == PersonalizeOptions()
+    out = capsys.readouterr().out
+    assert f"Avatar me: {avatar.path}" in out
+    assert str(avatar.preview) in out
+    assert "Quality on left-out references: psnr 26 → 27.5, step –" in out
+
+
+def test_personalize_with_everything(replaced: Callable[..., Called], avatar: Avatar) -> None:
+    called = replaced("personalize.personalize", avatar)
+    words = "personalize me.mp4 dance.mp4 -k 3 -t 0 --name Zoë --model dance --size 256 --pick 12,40,7 --person 10,20.5"
+    words += " --background frames --device cpu --precision bf16 --seed 9 --restart --quiet"
+    assert main(words.split()) == 0
+    (inputs, options), _ = called.calls[0]
+    assert inputs == [Path("me.mp4"), Path("dance.mp4")]
+    assert options == PersonalizeOptions(
+        frames=3, steps=0, name="Zoë", model="dance", size=256, pick=(12, 40, 7), person="10,20.5",
+        background="frames", device="cpu", precision="bf16", seed=9, restart=True,
+    )  # fmt: skip
+
+
+def test_drive_with_defaults(replaced: Callable[..., Called], avatar: Avatar, capsys: Out) -> None:
+    called = replaced("drive.drive", Path("out.mp4"))
+    assert main(["drive", "--source", "dance.mp4", "--out", "out.mp4"]) == 0
+    (who, source, out, options), _ = called.calls[0]
+    assert (who, source, out, options) == (avatar, Path("dance.mp4"), Path("out.mp4"), DriveOptions())
+    assert capsys.readouterr().out == "Written: out.mp4\n"
+
+
+def test_drive_with_everything(replaced: Callable[..., Called], avatar: Avatar) -> None:
+    called = replaced("drive.drive", Path("out.webm"))
+    Path("out.webm").write_bytes(b"old")
+    words = "drive --source dance.mp4 --out out.webm --avatar me --align none --smooth 0 --background transparent"
+    words += " --no-audio --compare --start 1.5 --end 3 --size 256 --watermark --device cpu --precision fp32 --yes"
+    words += " --person 3,4 --output-smooth 0.5"
+    assert main(words.split()) == 0
+    assert called.calls[0][0][3] == DriveOptions(
+        align="none", smooth=0.0, background="transparent", audio=False, compare=True, start=1.5, end=3.0, size=256,
+        watermark=True, device="cpu", precision="fp32", person="3,4", output_smooth=0.5,
+    )  # fmt: skip
+
+
+def test_an_avatar_by_its_folder(replaced: Callable[..., Called], avatar: Avatar) -> None:
+    called = replaced("drive.drive", Path("out.mp4"))
+    assert main(["drive", "--source", "dance.mp4", "--out", "out.mp4", "--avatar", str(avatar.path)]) == 0
+    assert called.calls[0][0][0] == avatar
+
+
+@pytest.mark.parametrize("options", [PersonalizeOptions, DriveOptions])
+def test_every_option_of_the_functions_is_on_the_command_line(options: type, capsys: Out) -> None:
+    main([options.__name__.removesuffix("Options").lower(), "--help"])
+    text = capsys.readouterr().out
+    for field in fields(options):
+        assert f"--{field.name.replace('_', '-')}" in text
+
+
+REPORT = {
+    "clips": [{"clip": "me", "methods": {"dance": {"psnr": 24.123456}, "copy": {"psnr": 18.0}}}],
+    "mean": {"dance": {"psnr": 24.123456}, "copy": {"psnr": 18.0}},
+}
+
+
+def test_evaluate(replaced: Callable[..., Called], capsys: Out) -> None:
+    called = replaced("evaluate.evaluate", REPORT)
+    assert main(["evaluate", "me.mp4", "dance.mp4", "--split", "0.7", "--json", "figures.json"]) == 0
+    (clips, options), _ = called.calls[0]
+    assert clips == [Path("me.mp4"), Path("dance.mp4")]
+    assert (options.frames, options.steps, options.split) == (EvaluateOptions().frames, EvaluateOptions().steps, 0.7)
+    assert json.loads(Path("figures.json").read_text()) == REPORT
+    assert capsys.readouterr().out.splitlines() == [
+        "clip  method  psnr", "me    dance   24.12", "me    copy    18", "mean  dance   24.12", "mean  copy    18",
+    ]  # fmt: skip
+    assert main(["--json", "evaluate", "me.mp4"]) == 0
+    assert json.loads(capsys.readouterr().out) == REPORT["clips"][0]
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor(replaced: Callable[..., Called], capsys: Out, status: Any, code: int) -> None:
+    checks = [Check("python", "ok", "3.11"), Check("disk", status, "1 GB free", "Make room.", {"free": 1})]
+    replaced("doctor.examine", checks)
+    assert main(["doctor"]) == code
+    out = capsys.readouterr().out
+    assert "1 GB free" in out
+    assert "→ Make room." in out
+    assert main(["doctor", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == {"ok": code == 0, "checks": [asdict(c) for c in checks]}
+
+
+# What is refused.
+
+PERSONALIZE = "personalize me.mp4"
+DRIVE = "drive --source dance.mp4 --out out.mp4"
+EVALUATE = "evaluate me.mp4"
+REFUSED = [
+    (f"{PERSONALIZE} -k 0", "--frames 0"),
+    (f"{PERSONALIZE} -k -3", "--frames -3"),
+    (f"{PERSONALIZE} -k 1000", "--frames 1000"),
+    (f"{PERSONALIZE} -k five", "--frames"),
+    (f"{PERSONALIZE} -t -1", "--steps -1"),
+    (f"{PERSONALIZE} --size 7", "--size 7"),
+    (f"{PERSONALIZE} --size 99999", "--size 99999"),
+    (f"{PERSONALIZE} --seed -1", "--seed -1"),
+    (f"{PERSONALIZE} --pick 1,,2", "--pick"),
+    (f"{PERSONALIZE} --pick a", "--pick"),
+    (f"{PERSONALIZE} --pick -1", "--pick"),
+    (f"{PERSONALIZE} --pick 4,4", "twice"),
+    (f"{PERSONALIZE} --pick {','.join(map(str, range(65)))}", "65 frames"),
+    (f"{PERSONALIZE} --person left", "--person"),
+    (f"{PERSONALIZE} --person 1,2,3", "--person"),
+    (f"{PERSONALIZE} --person -1,2", "--person"),
+    (f"{PERSONALIZE} --background plate", "plate"),
+    (f"{PERSONALIZE} --model magic", "magic"),
+    (f"{PERSONALIZE} --name a/b", "name"),
+    (f"{PERSONALIZE} --device tpu", "tpu"),
+    (f"{PERSONALIZE} --precision fp8", "fp8"),
+    ("personalize", "INPUT"),
+    (f"{DRIVE} --smooth 3", "--smooth 3"),
+    (f"{DRIVE} --smooth nan", "--smooth nan"),
+    (f"{DRIVE} --output-smooth -0.1", "--output-smooth"),
+    (f"{DRIVE} --align maybe", "maybe"),
+    (f"{DRIVE} --background #zz", "#zz"),
+    (f"{DRIVE} --background #12345", "#12345"),
+    (f"{DRIVE} --background beach.jpg", "beach.jpg"),
+    (f"{DRIVE} --background transparent", "transparent"),
+    (f"{DRIVE} --start -1", "--start -1"),
+    (f"{DRIVE} --start nan", "--start nan"),
+    (f"{DRIVE} --start 5 --end 2", "--end 2"),
+    (f"{DRIVE} --end 0", "--end 0"),
+    (f"{DRIVE} --end inf", "--end inf"),
+    (f"{DRIVE} --size 7", "--size 7"),
+    (f"{DRIVE} --person here", "--person"),
+    ("drive --source dance.mp4 --out out.txt", "out.txt"),
+    ("drive --source dance.mp4 --out out", "out"),
+    ("drive --source dance.mp4 --out dance.mp4 --yes", "dance.mp4"),
+    (f"{DRIVE.replace('out.mp4', 'me.mp4')}", "me.mp4 exists already"),
+    ("drive --source dance.mp4 --out .", "suffix"),
+    ("drive --source dance.mp4", "--out"),
+    ("drive --out out.mp4", "--source"),
+    (f"{EVALUATE} --split 1", "--split 1"),
+    (f"{EVALUATE} --split 0", "--split 0"),
+    (f"{EVALUATE} --split nan", "--split nan"),
+    (f"{EVALUATE} -k 0", "--frames 0"),
+    (f"{EVALUATE} -t -1", "--steps -1"),
+    ("avatars rm me", "needs a yes"),
+    ("avatars frob", "frob"),
+    ("frob", "frob"),
+    ("drive --frob", "--frob"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), REFUSED, ids=[w for w, _ in REFUSED])
+def test_what_cannot_be_is_refused_before_any_work(
+    words: str, named: str, replaced: Callable[..., Called], avatar: Avatar, capsys: Out
+) -> None:
+    workers = [
+        replaced(f"{name}.{name}", AssertionError("work began")) for name in ("personalize", "drive", "evaluate")
+    ]
+    before = sorted(p.name for p in Path().iterdir())
+    assert main(words.split()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # a sentence and a remedy
+    assert lines[0].startswith("Error: ")
+    assert named in lines[0]
+    assert not any(w.calls for w in workers)
+    assert sorted(p.name for p in Path().iterdir()) == before
+    assert avatar_names() == ["me"]
+
+    at = 0 if words.startswith("evaluate") else len(words.split())
+    main([*words.split()[:at], "--json", *words.split()[at:]])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+    assert error["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        ("personalize nobody.mp4", 3, "nobody.mp4"),
+        ("personalize https://example.org/me.mp4", 3, "only local files"),
+        ("drive --source nobody.mp4 --out out.mp4", 3, "nobody.mp4"),
+        ("drive --source dance.mp4 --out out.mp4 --avatar carl", 3, "carl"),
+        ("drive --source dance.mp4 --out no/out.mp4", 6, "The folder no does not exist"),
+        ("evaluate nobody.mp4", 3, "nobody.mp4"),
+        ("evaluate me.mp4 --json no/figures.json", 6, "The folder no does not exist"),
+        ("avatars show carl", 3, "carl"),
+        ("avatars rm carl --yes", 3, "carl"),
+        ("avatars export carl", 3, "carl"),
+        ("avatars export me no/me.zip", 6, "The folder no does not exist"),
+        ("avatars import nobody.zip", 3, "nobody.zip"),
+        ("avatars import dance.mp4", 3, "dance.mp4"),
+        ("weights pull carl", 4, "carl"),
+    ],
+)
+def test_what_is_not_there(words: str, code: int, named: str, avatar: Avatar, capsys: Out) -> None:
+    assert main(words.split()) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert named in lines[0]
+
+
+def test_drive_without_any_avatar(capsys: Out) -> None:
+    assert main(DRIVE.split()) == 3
+    assert capsys.readouterr().err == "Error: There is no avatar yet.\nMake one: retarget personalize me.mp4\n"
+
+
+def test_a_failure_of_the_work_is_a_sentence(replaced: Callable[..., Called], capsys: Out) -> None:
+    replaced("personalize.personalize", NobodyFound("Nobody is in me.mp4.", "Film yourself."))
+    assert main(["personalize", "me.mp4"]) == 3
+    assert capsys.readouterr().err == "Error: Nobody is in me.mp4.\nFilm yourself.\n"
+    replaced("personalize.personalize", KeyboardInterrupt())
+    assert main(["personalize", "me.mp4"]) == 130
+    replaced("personalize.personalize", ZeroDivisionError("division by zero"))
+    assert main(["--json", "personalize", "me.mp4"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "ZeroDivisionError"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_that_cannot_be_written(avatar: Avatar, capsys: Out) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert main(["drive", "--source", "dance.mp4", "--out", "locked/out.mp4"]) == 6
+
+
+# Avatars and weights.
+
+
+def test_avatars_from_the_list_to_the_end(avatar: Avatar, capsys: Out) -> None:
+    assert main(["avatars", "list"]) == 0
+    assert "480x640" in capsys.readouterr().out
+    assert main(["avatars", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "me"
+    assert main(["avatars", "show", "me"]) == 0
+    assert avatar.id in capsys.readouterr().out
+    assert main(["--json", "avatars", "show", "me"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["id"], shown["size"], shown["preview"]) == (avatar.id, [480, 640], str(avatar.preview))
+    assert main(["avatars", "export", "me"]) == 0
+    assert "Written: me.zip" in capsys.readouterr().out
+    assert main(["avatars", "export", "me"]) == 2  # exists already
+    assert main(["avatars", "export", "me", "--yes"]) == 0
+    assert main(["avatars", "import", "me.zip"]) == 3  # so does the avatar
+    assert main(["avatars", "import", "me.zip", "--name", "twin"]) == 0
+    assert avatar_names() == ["me", "twin"]
+    assert main(["avatars", "rm", "me", "--yes"]) == 0
+    assert avatar_names() == ["twin"]
+
+
+def test_a_broken_avatar_is_in_the_list_too(avatar: Avatar, capsys: Out) -> None:
+    (avatar.path / "avatar.json").write_text("{")
+    assert main(["avatars", "list"]) == 0
+    assert "avatar me cannot be read" in capsys.readouterr().err
+    assert main(["avatars", "rm", "me", "--yes"]) == 0
+
+
+def test_without_avatars(capsys: Out) -> None:
+    assert main(["avatars", "list"]) == 0
+    assert "There is no avatar yet" in capsys.readouterr().out
+    assert main(["avatars", "list", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_the_list_of_weights(capsys: Out) -> None:
+    assert main(["weights", "list", "--json"]) == 0
+    names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert "vgg19" in names
+    assert main(["weights", "list"]) == 0
+    got = capsys.readouterr()
+    assert "vgg19" in got.out
+    if "dance" not in names:
+        assert "No pretrained weights are shipped" in got.err
