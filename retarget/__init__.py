@@ -9,6 +9,7 @@ The public names are loaded when they are first used; `import retarget` itself l
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if not (3, 10) <= tuple(sys.version_info[:2]) < (3, 13):
     if sys.argv[:1] == ["-m"]:  # `python -m retarget`: a sentence is enough
         raise SystemExit(_sentence)
     raise ImportError(_sentence)
+
+# Threads that wait should sleep: on a machine that does other work too, spinning ones make torch ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from .avatar import Avatar

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,8 +111,8 @@ def refine_matte(frame: Image, coarse: Array, plate: Plate | None = None) -> Arr
 def unmix(frame: Image, matte: Array) -> Image:
     """The person's own colours under a soft matte: near its border they are continued from inside.
 
-    Returns (H, W, 3) uint8: equal to `frame` where the matte is solid, extended outwards elsewhere, so that a moved part
-    brings no rim of its old background along.
+    Returns (H, W, 3) uint8: equal to `frame` where the matte is solid, extended outwards elsewhere, so that a moved
+    part brings no rim of its old background along.
     """
     solid = (matte > 0.95).astype(np.float32)
     if solid.sum() < 20:
@@ -150,23 +151,29 @@ def fill_holes(image: Image, hole: npt.NDArray[np.bool_]) -> Image:
     return np.asarray(np.clip(image * (1 - mix) + big * mix, 0, 255), np.uint8)
 
 
-def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> Array | None:
+def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> tuple[Array | None, bool]:
     """The similarity (2, 3) float32 that carries `frame`'s pixels onto `first`'s, from background corners outside of
-    `person` (H, W, the union of both persons); None when too little of the background can be followed."""
+    `person` (H, W, the union of both persons).
+
+    Returns:
+        The transform, or None when it cannot be told; and whether the background has corners that were lost, as they
+        are when the camera has moved far.
+    """
     grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (first, frame)]
     allowed = (~person).astype(np.uint8) * 255
     corners = cv2.goodFeaturesToTrack(grey[0], 300, 0.01, 7, mask=allowed)
     if corners is None or len(corners) < 12:
-        return None
-    moved, ok, _ = cv2.calcOpticalFlowPyrLK(grey[0], grey[1], corners, None, winSize=(21, 21), maxLevel=4)
-    back, ok2, _ = cv2.calcOpticalFlowPyrLK(grey[1], grey[0], moved, None, winSize=(21, 21), maxLevel=4)
+        return None, False
+    follow: Any = cv2.calcOpticalFlowPyrLK  # its stub does not know that the result may be left out
+    moved, ok, _ = follow(grey[0], grey[1], corners, None, winSize=(21, 21), maxLevel=4)
+    back, ok2, _ = follow(grey[1], grey[0], moved, None, winSize=(21, 21), maxLevel=4)
     good = (ok[:, 0] > 0) & (ok2[:, 0] > 0) & (np.abs(back - corners).max((1, 2)) < 1)
     if good.sum() < 12:
-        return None
+        return None, len(corners) > 40
     matrix, inliers = cv2.estimateAffinePartial2D(moved[good], corners[good], ransacReprojThreshold=1.5)
     if matrix is None or inliers.sum() < max(10, 0.4 * good.sum()):
-        return None
-    return np.asarray(matrix, np.float32)
+        return None, len(corners) > 40
+    return np.asarray(matrix, np.float32), False
 
 
 def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
@@ -185,14 +192,16 @@ def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
     anchor = len(frames) // 2
     stack, free, moves = [], [], []
     for frame, mine in zip(frames, person, strict=True):
-        matrix = camera_motion(frames[anchor], frame, person[anchor] | mine) if frame is not frames[anchor] else None
+        matrix, lost = camera_motion(frames[anchor], frame, person[anchor] | mine)
         shift = 0.0 if matrix is None else float(np.abs(corners @ matrix.T - corners[:, :2]).max()) / diagonal
-        moves.append(shift)
+        moves.append(2 * MOVING if lost else shift)
         if matrix is not None and shift > SHAKE:
-            frame = cv2.warpAffine(frame, matrix, (w, h), flags=cv2.INTER_LINEAR)
-            mine = cv2.warpAffine(mine.astype(np.uint8), matrix, (w, h), borderValue=1) > 0
-        stack.append(frame)
-        free.append(~mine)
+            still = cv2.warpAffine(frame, matrix, (w, h), flags=cv2.INTER_LINEAR)
+            stack.append(np.asarray(still, np.uint8))
+            free.append(cv2.warpAffine(mine.astype(np.uint8), matrix, (w, h), borderValue=(1,)) == 0)
+        else:
+            stack.append(frame)
+            free.append(~mine)
     seen = np.mean(free, axis=0, dtype=np.float32)
     image = np.empty_like(frames[0])
     for top in range(0, h, 64):  # in strips: the sort needs every frame at once
@@ -221,6 +230,6 @@ def cover(image: Image, size: tuple[int, int]) -> Image:
     h, w = image.shape[:2]
     scale = max(size[0] / w, size[1] / h)
     new = (max(size[0], round(w * scale)), max(size[1], round(h * scale)))
-    image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    big = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     x, y = (new[0] - size[0]) // 2, (new[1] - size[1]) // 2
-    return np.ascontiguousarray(image[y : y + size[1], x : x + size[0]])
+    return np.ascontiguousarray(big[y : y + size[1], x : x + size[0]], np.uint8)

@@ -34,6 +34,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SIZES: Final = (64, 4320)
 MAX_FRAMES: Final = 64
 MAX_STEPS: Final = 1_000_000
+MAX_SEED: Final = 2**32 - 1
 SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 ALPHA_SUFFIXES: Final = (".mov", ".webm")
 
@@ -154,7 +155,7 @@ def personalize(
     _within("--frames", frames, 1, MAX_FRAMES)
     _within("--steps", steps, 0, MAX_STEPS)
     _within("--size", size, *SIZES)
-    _within("--seed", seed, 0, 2**32 - 1)
+    _within("--seed", seed, 0, MAX_SEED)
     _person(person)
     _model(model)
     if name is not None:
@@ -232,12 +233,18 @@ def drive(
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Videos of one person each.")],
+    clips: Annotated[
+        list[Path], typer.Argument(metavar="CLIP...", help="Videos of one person each, or pairs NAME_me, NAME_drive.")
+    ],
     frames: Annotated[int, typer.Option("--frames", "-k", help="How many frames to learn from (K).")] = _E.frames,
     steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T).")] = _E.steps,
-    split: Annotated[
-        float, typer.Option(help="This part of a clip is learned from, the rest is the truth.")
-    ] = _E.split,
+    split: Annotated[float, typer.Option(help="This part of a clip is learned from, the rest is truth.")] = _E.split,
+    every: Annotated[int, typer.Option(help="Compare every so many-th frame only.")] = _E.every,
+    model: Annotated[str, typer.Option(help="The model.")] = _E.model,
+    size: Annotated[int, typer.Option(help="Short side of the avatars' pictures, pixels.")] = _E.size,
+    device: DeviceOption = _E.device,
+    precision: PrecisionOption = _E.precision,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = _E.seed,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -246,6 +253,10 @@ def evaluate(
 
     _within("--frames", frames, 1, MAX_FRAMES)
     _within("--steps", steps, 0, MAX_STEPS)
+    _within("--every", every, 1, MAX_STEPS)
+    _within("--size", size, *SIZES)
+    _within("--seed", seed, 0, MAX_SEED)
+    _model(model)
     if not 0 < split < 1:
         raise UsageError(f"--split {split:g} leaves nothing to learn from or to compare with.", "Give 0.1 to 0.95.")
     for clip in clips:
@@ -253,18 +264,20 @@ def evaluate(
     if json is not None:
         _writable_folder(json)
     console = _console(ctx)
-    report = evaluate(clips, EvaluateOptions(frames=frames, steps=steps, split=split), progress=console)
+    chosen = EvaluateOptions(
+        frames=frames, steps=steps, split=split, size=size, every=every, model=model, device=device,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+    report = evaluate(clips, chosen, progress=console)
     if json is not None:
         _write_json(json, report)
-    for line in report["clips"] if console.json else ():
-        console.result(line)
-    if not console.json:
-        rows = [
-            {"clip": line["clip"], "method": method, **figures}
-            for line in [*report["clips"], {"clip": "mean", "methods": report["mean"]}]
-            for method, figures in line["methods"].items()
-        ]
+    if console.json:
+        console.result(report)
+    else:
+        rows = report.rows()
         console.table({key: key for key in rows[0]} if rows else {}, rows, "Nothing was measured.")
+    if report.failures:  # the warnings told which and why
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -100,9 +100,7 @@ def unused_gpu() -> str | None:
     if torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
         return None
     if torch.version.cuda is None:
-        return (
-            "This machine has an NVIDIA GPU, but torch is a CPU build; install its CUDA build to use the GPU."
-        )
+        return "This machine has an NVIDIA GPU, but torch is a CPU build; install its CUDA build to use the GPU."
     return (
         f"This machine has an NVIDIA GPU, but torch (built for CUDA {torch.version.cuda}) cannot reach it; "
         "update the NVIDIA driver, or pass --device cpu."

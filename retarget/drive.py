@@ -1,6 +1,6 @@
 """`drive`: an avatar and a driving video → a video of the avatar's person doing what the driver does.
 
-    source ─ poses (cached) ─ gaps filled ─ smoothed ─ fitted to the avatar's body ─ pose maps ─ model ─ fused ─ video, sound
+    source ─ poses (cached) ─ gaps filled, smoothed, fitted to the avatar's body ─ pose maps ─ model ─ video, sound
 
 Two passes over the source: the first estimates the poses, the second renders as a stream, so that memory does not grow
 with the length of the video.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from .errors import UsageError
 from .types import Image, PoseTrack, Progress, Silent
 
 if TYPE_CHECKING:
-    import torch
-
     from .avatar import Avatar
     from .device import Compute
     from .models.base import Identity, RetargetModel
@@ -150,7 +148,7 @@ def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dic
         ) from error
     model.to(compute.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
-        identity = model.encode(known._replace(rgb=known.rgb.to(compute.device), plate=known.plate.to(compute.device)))
+        identity = model.encode(known.to(compute.device))
     return model, identity, stored
 
 
@@ -188,11 +186,14 @@ def render(
     from .video import open_reader, open_writer, probe, timestamps
 
     info = None if source.suffix == ".npz" else probe(source)
+    if info is not None and info.damage:
+        progress.warn(info.damage)
     size = avatar.size
     if options.size is not None:
         zoom = options.size / min(size)
         size = (2 * round(size[0] * zoom / 2), 2 * round(size[1] * zoom / 2))
     transparent = options.background == "transparent"
+    spacing = timestamps(source, options.start, options.end) if info is not None and info.variable else None
     shown = size
     if options.compare:
         assert info is not None
@@ -208,7 +209,8 @@ def render(
                 out, shown, track.fps,
                 audio_from=source if options.audio and info is not None and info.has_audio else None,
                 start=options.start, end=options.end, metadata=tags(avatar), alpha=transparent,
-                timestamps=timestamps(source, options.start, options.end) if info is not None and info.variable else None,
+                timestamps=spacing,
+                colour="bt709" if avatar.meta.extra.get("colour") == "bt709" else "bt601",
             )
         )  # fmt: skip
         progress.stage("Rendering", len(track))
@@ -241,7 +243,6 @@ def pictures(
     import torch
     import torch.nn.functional as F
 
-    from .models.base import Poses
     from .references import pixels, poses
 
     state, condition, before = None, None, None
@@ -256,8 +257,7 @@ def pictures(
                 identity = model.before(identity, pixels(plate)[None].to(compute.device))
         window = poses(track.select([t]))
         with torch.inference_mode(), compute.autocast():
-            moved = Poses(*(x.to(compute.device) for x in window[:3]), window.picture)
-            condition = model.condition(moved, (size[1], size[0]), condition)
+            condition = model.condition(window.to(compute.device), (size[1], size[0]), condition)
             frame, state = model(condition, identity, state)
             rgb = frame.rgb.float()
             if calm > 0:
@@ -353,7 +353,7 @@ def marked(picture: Image) -> Image:
     picture = np.ascontiguousarray(picture)
     height, width = picture.shape[:2]
     scale = max(0.4, min(height, width) / 700)
-    (w, h), base = cv2.getTextSize("synthetic", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (w, _), base = cv2.getTextSize("synthetic", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     at = (width - w - round(12 * scale), height - base - round(8 * scale))
     for colour, thick in ((0, 3), (255, 1)):
         ink = (colour,) * 3 + ((255,) if picture.shape[2] == 4 else ())
@@ -393,7 +393,7 @@ def benchmark_frame(size: tuple[int, int] = (384, 512), device: str = "auto") ->
         float,
     ) * (height / 190) + (width / 2, height / 2)  # fmt: skip
     stand[:11] += rng.normal(0, 0.02 * height, (11, 2))
-    count = 5
+    count = 2
     body = np.concatenate([stand + rng.normal(0, 0.01 * height, (count, 33, 2)), np.zeros((count, 33, 1)),
                            np.ones((count, 33, 1))], 2).astype(np.float32)  # fmt: skip
     none = np.full((count, 468, 3), np.nan, np.float32)
@@ -411,7 +411,7 @@ def benchmark_frame(size: tuple[int, int] = (384, 512), device: str = "auto") ->
             )
         )  # fmt: skip
     times = []
-    walk = track.select([i % count for i in range(7)])
+    walk = track.select([i % count for i in range(6)])
     last = time.perf_counter()
     for _ in pictures(model, person, walk, size, compute):
         now = time.perf_counter()

@@ -3,13 +3,14 @@
     clip ─┬─ first part ─ personalize ─ avatar ─┬─ dance  what `drive` makes of it
           │                                     ├─ warp   the same without anything learned
           │                                     └─ copy   the reference with the nearest pose
-          └─ last part, the truth: gives the poses, and is what every row is compared with
+          └─ last part, the truth: gives the poses, and is what all three are compared with
+
+Importing this module loads nothing heavy: the command line reads its defaults from here.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -183,15 +184,15 @@ def measure(clip: Clip, folder: Path, options: EvaluateOptions, progress: Progre
     me, truth = clip.path, clip.truth
     if truth is None:
         me, truth = split(clip.path, folder, options.split, progress)
-    compute = {"device": options.device, "precision": options.precision}
+    compute: dict[str, Any] = {"device": options.device, "precision": options.precision}
     avatar = personalize(
         me, frames=options.frames, steps=options.steps, size=options.size, model=options.model, seed=options.seed,
         name="evaluated", progress=progress, **compute,
     )  # fmt: skip
     out = {name: folder / f"{name}.mp4" for name in (options.model, "warp", "copy")}
-    same_place = {"align": "none", "smooth": 0.0, "audio": False, **compute}
+    same_place: dict[str, Any] = {"align": "none", "smooth": 0.0, "audio": False, **compute}
     drive(avatar, truth, out[options.model], progress=progress, **same_place)
-    drive(unlearned(avatar, folder), truth, out["warp"], progress=progress, **same_place)
+    drive(unlearned(avatar), truth, out["warp"], progress=progress, **same_place)
     copy(avatar, me, truth, out["copy"], progress)
     return {
         "references": avatar.meta.extra["picked"],
@@ -200,7 +201,10 @@ def measure(clip: Clip, folder: Path, options: EvaluateOptions, progress: Progre
 
 
 def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[Path, Path]:
-    """The first `share` of a video and the rest, as videos without further loss. Raises UsageError for one frame only."""
+    """The first `share` of a video and the rest, losslessly coded (colours are rounded once more).
+
+    Raises UsageError when it has one frame only.
+    """
     from .video import open_reader, open_writer, probe, timestamps
 
     info = probe(path)
@@ -222,13 +226,12 @@ def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[P
     return out
 
 
-def unlearned(avatar: Avatar, folder: Path) -> Avatar:
-    """`avatar` with nothing learned: its moved parts on its plate."""
+def unlearned(avatar: Avatar) -> Avatar:
+    """`avatar` without anything learned, which is deleted from its folder: its moved parts on its plate are left."""
     from .avatar import STATE, Avatar
 
-    path = Path(shutil.copytree(avatar.path, folder / "unlearned"))
-    (path / STATE).unlink(missing_ok=True)
-    return Avatar(replace(avatar.meta, model="dance", config={}, weights=None), path)
+    (avatar.path / STATE).unlink(missing_ok=True)
+    return Avatar(replace(avatar.meta, model="dance", config={}, weights=None), avatar.path)
 
 
 def copy(avatar: Avatar, me: Path, truth: Path, out: Path, progress: Progress) -> None:

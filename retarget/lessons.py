@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .metrics import foreground_psnr, foreground_ssim
-from .models.base import Batch, Frame, Poses, RetargetModel
+from .models.base import Batch, Frame, RetargetModel
 from .models.losses import matte_loss, pyramid_loss
 from .references import Gathered, pixels, poses, references, working_size
 from .training.player import Compute
@@ -32,7 +32,14 @@ class Lessons:
     """
 
     def __init__(
-        self, model: RetargetModel, stored: Mapping[str, Any], gathered: Gathered, side: int, compute: Compute, *, seed: int
+        self,
+        model: RetargetModel,
+        stored: Mapping[str, Any],
+        gathered: Gathered,
+        side: int,
+        compute: Compute,
+        *,
+        seed: int,
     ) -> None:
         self.model, self.compute, self.seed = model, compute, seed
         self.size = working_size(*gathered.size, side)
@@ -54,8 +61,7 @@ class Lessons:
         self.training = [k for k in range(len(self.identities)) if k != self.validation]
 
     def _encode(self, known: Any) -> Any:
-        device = self.compute.device
-        return self.model.encode(known._replace(rgb=known.rgb.to(device), plate=known.plate.to(device)))
+        return self.model.encode(known.to(self.compute.device))
 
     def _truth(self, gathered: Gathered, k: int) -> Frame:
         picture = cv2.resize(gathered.pictures[k], self.size, interpolation=cv2.INTER_AREA)
@@ -87,16 +93,14 @@ class Lessons:
             body = window.body.copy()
             body[..., :2] += noise.normal(0, sigma, (1, *body.shape[1:2], 2)).astype(np.float32)
             window = replace(window, body=body)
-        drawn = poses(window)
-        moved = Poses(*(t.to(self.compute.device) for t in drawn[:3]), drawn.picture)
-        return self.model.condition(moved, (self.size[1], self.size[0]))
+        return self.model.condition(poses(window).to(self.compute.device), (self.size[1], self.size[0]))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Endless batches of `size` pairs. The pairs go round; poses jitter, brightness varies."""
         rng = np.random.default_rng(self.seed)
         order: list[int] = []
         while True:
-            chosen = []
+            chosen: list[int] = []
             while len(chosen) < size:
                 order = order or rng.permutation(self.training).tolist()
                 chosen.append(order.pop())
@@ -117,7 +121,8 @@ class Lessons:
     def validate(self) -> float:
         """How far the picture left out is from being reconstructed; lower is better."""
         frame, truth = self._draw()
-        assert frame.matte is not None and truth.matte is not None
+        assert frame.matte is not None
+        assert truth.matte is not None
         return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
 
     def measure(self) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """`personalize`: a few pictures of a person → an avatar.
 
-    video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of fine-tuning ─ avatar
+video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of fine-tuning ─ avatar
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ def personalize(
         options=asdict(options) | {"inputs": [p.name for p in paths]},
         weights=weights,
         quality=quality,
-        extra={"picked": list(gathered.picked), "camera_motion": gathered.plate.motion},
+        extra={
+            "picked": list(gathered.picked),
+            "camera_motion": gathered.plate.motion,
+            "colour": gathered.colour,
+        },
     )
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if options.steps or weights else {}
     return store.save_avatar(name, meta, stored, state, preview(gathered, stored, model, compute))
@@ -115,9 +119,7 @@ def changed(options: Any, changes: dict[str, Any]) -> Any:
         return replace(options, **changes)
     except TypeError:
         unknown = sorted(set(changes) - set(asdict(options)))
-        raise UsageError(
-            f"There is no option “{unknown[0]}”.", f"There are: {', '.join(asdict(options))}."
-        ) from None
+        raise UsageError(f"There is no option “{unknown[0]}”.", f"There are: {', '.join(asdict(options))}.") from None
 
 
 def check(options: PersonalizeOptions) -> None:

@@ -12,7 +12,7 @@ import torch
 from . import parts
 from .device import Compute
 from .lessons import as_image
-from .models.base import Poses, RetargetModel
+from .models.base import RetargetModel
 from .references import Gathered, poses, references
 from .types import Image
 
@@ -58,11 +58,8 @@ def _without(
     known = references(stored, [j for j in range(count) if j != k] or [k])
     window = poses(gathered.windows[k])
     with torch.inference_mode(), compute.autocast():
-        identity = model.encode(
-            known._replace(rgb=known.rgb.to(compute.device), plate=known.plate.to(compute.device))
-        )
-        drawn = Poses(*(t.to(compute.device) for t in window[:3]), window.picture)
-        frame, _ = model(model.condition(drawn, gathered.size[::-1]), identity, None)
+        identity = model.encode(known.to(compute.device))
+        frame, _ = model(model.condition(window.to(compute.device), gathered.size[::-1]), identity, None)
     return as_image(frame.rgb[0])
 
 
@@ -80,7 +77,7 @@ def _on_green(frame: Image, matte: np.ndarray[Any, Any]) -> Image:
 
 def _coloured(gathered: Gathered, k: int) -> Image:
     own, _, _ = parts.part_mattes(parts.skeletons(gathered.poses.select([k])), gathered.mattes[k])
-    hues = np.uint8([[[180 * i // len(own), 200, 255] for i in range(len(own))]])  # type: ignore[arg-type]
+    hues = np.array([[[180 * i // len(own), 200, 255] for i in range(len(own))]], np.uint8)
     colours = cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[0].astype(np.float32)
     cover = np.minimum(own.sum(0), 1)[..., None]
     mixed = np.einsum("phw,pc->hwc", own, colours) / np.maximum(own.sum(0), 1e-3)[..., None]

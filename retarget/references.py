@@ -20,7 +20,7 @@ from .errors import NobodyFound, UsageError
 from .models.base import Poses, References
 from .pose import PoseOptions, estimate, estimate_images
 from .types import Array, Image, PoseTrack, Progress
-from .video import open_reader, probe, read_image
+from .video import Colour, open_reader, probe, read_image
 
 PLATE_FRAMES = 40
 """Frames that the plate is the median of."""
@@ -44,6 +44,7 @@ class Gathered:
     fps      of the video; 25 for photos.
     picked   which frames of the video, or photos, they are.
     pictures (K, H, W, 3) uint8 RGB, untouched.
+    colour   of the video, see `VideoInfo`.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -54,6 +55,7 @@ class Gathered:
     fps: Fraction
     picked: tuple[int, ...]
     pictures: npt.NDArray[np.uint8]
+    colour: Colour = "bt601"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,7 +91,9 @@ def stored_track(stored: Mapping[str, npt.NDArray[np.generic]], group: str) -> P
 
 
 def references(
-    stored: Mapping[str, npt.NDArray[np.generic]], which: Sequence[int] | None = None, size: tuple[int, int] | None = None
+    stored: Mapping[str, npt.NDArray[np.generic]],
+    which: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> References:
     """The tensors that a model encodes, a batch of one, on the CPU.
 
@@ -98,17 +102,20 @@ def references(
         which: only these of the K references.
         size: (width, height) to scale to; None keeps the avatar's.
     """
-    frames, mattes = np.asarray(stored["frames"]), np.asarray(stored["mattes"])
-    track, plate = stored_track(stored, "pose"), np.asarray(stored["plate"])
+    frames, mattes, plate = (np.asarray(stored[key], np.uint8) for key in ("frames", "mattes", "plate"))
+    track = stored_track(stored, "pose")
     index = list(range(len(frames))) if which is None else list(which)
     pictures, shapes = [frames[i] for i in index], [mattes[i] for i in index]
     track = track.select(index)
     if size is not None and size != track.size:
-        pictures, shapes = ([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in xs] for xs in (pictures, shapes))
-        plate, track = cv2.resize(plate, size, interpolation=cv2.INTER_AREA), track.scaled(size)
+        pictures, shapes = (
+            [cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in xs] for xs in (pictures, shapes)
+        )
+        plate = np.asarray(cv2.resize(plate, size, interpolation=cv2.INTER_AREA), np.uint8)
+        track = track.scaled(size)
     matte = torch.from_numpy(np.stack(shapes).astype(np.float32) / 255)[None, :, None]
     rgb = torch.stack([pixels(p) for p in pictures])[None]
-    return References(rgb, matte, poses(track), pixels(np.asarray(plate, np.uint8))[None], float(stored["shadow"][0]))
+    return References(rgb, matte, poses(track), pixels(plate)[None], float(stored["shadow"][0]))
 
 
 def pixels(image: Image) -> torch.Tensor:
@@ -129,7 +136,7 @@ def contact_shadow(gathered: Gathered) -> float:
     skeleton = parts.skeletons(gathered.poses)
     plate = gathered.plate.image.astype(np.float32).mean(2)
     for k, (picture, matte) in enumerate(zip(gathered.pictures, gathered.mattes, strict=True)):
-        shade = parts.contact(skeleton.take([k]), plate.shape, 1.0, torch.zeros(1))[0].numpy()  # type: ignore[arg-type]
+        shade = parts.contact(skeleton.take([k]), plate.shape, 1.0, torch.zeros(1))[0].numpy()
         around = cv2.dilate(matte, np.ones((5, 5), np.uint8))
         floor = (shade > 0.4) & (around < 0.02) & (gathered.plate.seen > 0.1)
         if floor.sum() > 30:
@@ -161,8 +168,8 @@ def sharpness(frame: Image, body: Array) -> float:
 def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> list[int]:
     """The `count` pictures that show the person best, for all the poses of the track.
 
-    Greedy facility location: each picture added lessens the sum, over all different poses and body parts, of the distance to the
-    most similar chosen picture; blurred, cut off or hidden parts count as more distant.
+    Greedy facility location: each picture added lessens the sum, over all different poses and body parts, of the
+    distance to the most similar chosen picture; blurred, cut off or hidden parts count as more distant.
 
     Args:
         track: N candidates, all with a body.
@@ -208,6 +215,8 @@ def from_video(
     Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
     """
     info = probe(path)
+    if info.damage:
+        progress.warn(info.damage)
     end = LONGEST if info.duration > LONGEST + 1 else None
     if end is not None and not pick:
         progress.note(f"Only the first {LONGEST:.0f} seconds of {path.name} are used.")
@@ -273,11 +282,20 @@ def from_video(
     pictures = [kept[i] for i in picked]
     windows = tuple(small.select(list(range(max(0, i - 2), i + 1))) for i in picked)
     step = max(1, -(-len(found) // KEPT_POSES))
-    return _prepared(pictures, [masks[i] for i in picked], windows, plate, small.select(found[::step]), info.fps, picked)
+    gathered = _prepared(
+        pictures, [masks[i] for i in picked], windows, plate, small.select(found[::step]), info.fps, picked
+    )
+    return replace(gathered, colour=info.colour)
 
 
 def from_photos(
-    paths: Sequence[Path], *, count: int, size: int, pick: Sequence[int] = (), person: str = "largest", progress: Progress
+    paths: Sequence[Path],
+    *,
+    count: int,
+    size: int,
+    pick: Sequence[int] = (),
+    person: str = "largest",
+    progress: Progress,
 ) -> Gathered:
     """Choose and prepare references from photos; the first one chosen gives the scene and the picture's size.
 
@@ -291,7 +309,8 @@ def from_photos(
     for number, path in enumerate(paths):
         photo = read_image(path)
         wh = working_size(photo.shape[1], photo.shape[0], size)
-        photo = cv2.resize(photo, wh, interpolation=cv2.INTER_AREA) if wh != photo.shape[1::-1] else photo
+        if wh != photo.shape[1::-1]:
+            photo = np.asarray(cv2.resize(photo, wh, interpolation=cv2.INTER_AREA), np.uint8)
         if shape is None:
             shape = wh
         photo = _letterbox(photo, shape)
@@ -338,12 +357,10 @@ def _letterbox(photo: Image, size: tuple[int, int]) -> Image:
         return photo
     scale = min(size[0] / width, size[1] / height)
     new = (min(size[0], max(1, round(width * scale))), min(size[1], max(1, round(height * scale))))
-    photo = cv2.resize(photo, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    inner = cv2.resize(photo, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     left, top = (size[0] - new[0]) // 2, (size[1] - new[1]) // 2
     return np.asarray(
-        cv2.copyMakeBorder(
-            photo, top, size[1] - new[1] - top, left, size[0] - new[0] - left, cv2.BORDER_REPLICATE
-        ),
+        cv2.copyMakeBorder(inner, top, size[1] - new[1] - top, left, size[0] - new[0] - left, cv2.BORDER_REPLICATE),
         np.uint8,
     )
 

@@ -1,8 +1,8 @@
 """The skeleton: joints, bones and body parts.
 
 Joints are the 33 body landmarks of BlazePose (the order of every pose estimator's output after conversion). Parts are
-the ten body parts of Dance Dance Generation §3.1 (head, torso, upper and lower arms and legs) and, because a hand or a
-foot that does not follow its own joints is what the eye notices first (§3.2, "Enhancing local details"), hands and feet.
+the ten body parts of Dance Dance Generation §3.1 (head, torso, upper and lower arms and legs) and hands and feet: one
+that does not follow its own joints is what the eye notices first (§3.2, "Enhancing local details").
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class PoseTrack:
         )
 
     def scaled(self, size: tuple[int, int]) -> PoseTrack:
-        """The track in pictures resized to `size` (width, height): x by the width's ratio, y by the height's, z by x's."""
+        """The track in pictures resized to `size` (width, height): x and z by the width's ratio, y by the height's."""
         sx, sy = size[0] / self.size[0], size[1] / self.size[1]
         s = np.array([sx, sy, sx], np.float32)
         return replace(

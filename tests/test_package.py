@@ -142,7 +142,7 @@ def outer_imports(tree: ast.Module) -> set[str]:
     [
         ("subprocess", {"video"}),  # the only module that starts ffmpeg
         ("huggingface_hub", {"weights"}),
-        ("mediapipe", {"pose.mediapipe", "doctor"}),
+        ("mediapipe", {"pose.mediapipe", "metrics", "doctor"}),
         ("ultralytics", {"pose.ultralytics"}),
         ("typer", {"cli"}),
         ("rich", {"console"}),

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,6 +29,9 @@ class Poses(NamedTuple):
     picture: tuple[int, int]
     """(height, width) of the picture that the coordinates belong to."""
 
+    def to(self, device: torch.device) -> Poses:
+        return Poses(self.body.to(device), self.face.to(device), self.hands.to(device), self.picture)
+
 
 class References(NamedTuple):
     """What is known of a person: K pictures, and the empty scene."""
@@ -42,6 +46,10 @@ class References(NamedTuple):
     """(B, 3, H, W) in -1..1."""
     shadow: float = 0.0
     """How much darker the floor is right under the feet, 0..1."""
+
+    def to(self, device: torch.device) -> References:
+        """Pictures on the device; mattes and poses stay: they are only looked at once."""
+        return self._replace(rgb=self.rgb.to(device), plate=self.plate.to(device))
 
 
 class Frame(NamedTuple):

@@ -103,16 +103,15 @@ class Dance(RetargetModel):
     @property
     def untrained(self) -> bool:
         """Whether both nets still answer zero, so that they need not be asked."""
-        return not any(bool(net.last.weight.any() or net.last.bias.any()) for net in (self.synthesis, self.fusion))
+        last = [p for net in (self.synthesis, self.fusion) for p in net.last.parameters()]
+        return not any(bool(p.any()) for p in last)
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) at which the nets see pictures of `size` (H, W)."""
         zoom = min(1.0, self.config.work / min(size))
         return max(8, round(size[0] * zoom)), max(8, round(size[1] * zoom))
 
-    def condition(
-        self, poses: Poses, size: tuple[int, int], previous: DanceCondition | None = None
-    ) -> DanceCondition:
+    def condition(self, poses: Poses, size: tuple[int, int], previous: DanceCondition | None = None) -> DanceCondition:
         small = self.working_size(size)
         window = [] if previous is None else list(previous.maps.split(POSE_CHANNELS, 1))
         window += [
@@ -159,15 +158,14 @@ class Dance(RetargetModel):
             frame = self._refined(condition, people, layouts)
         return frame, tuple(states)
 
-    def _refined(
-        self, condition: DanceCondition, people: Sequence[Person], layouts: Sequence[parts.Layout]
-    ) -> Frame:
+    def _refined(self, condition: DanceCondition, people: Sequence[Person], layouts: Sequence[parts.Layout]) -> Frame:
         config, maps = self.config, condition.maps
         small = (maps.shape[2], maps.shape[3])
         scale = small[1] / condition.size[1]
         with torch.no_grad():
+            zoom = condition.zoom * scale
             drawn = [
-                parts.render(self._level(p, condition.zoom * scale), lay, small, zoom=condition.zoom * scale, per_part=True)
+                parts.render(self._level(p, zoom), lay, small, zoom=zoom, per_part=True)
                 for p, lay in zip(people, layouts, strict=True)
             ]  # fmt: skip
             rgb, alpha, shares = (torch.stack(list(x)) for x in zip(*drawn, strict=True))
@@ -200,7 +198,9 @@ class Dance(RetargetModel):
             rgb, alpha, _ = parts.render(level, layout, condition.size, zoom=condition.zoom, flow=flow)
             plate = self._plate(person, condition.size)
             if person.shadow > 0:
-                plate = plate * (1 - person.shadow * parts.contact(condition.skeletons[b], condition.size, condition.zoom, plate))
+                plate = plate * (
+                    1 - person.shadow * parts.contact(condition.skeletons[b], condition.size, condition.zoom, plate)
+                )
             if answer is not None:
                 matte = (alpha + answer[b, 2:3]).clamp(0, 1)
                 # Colours for where the corrected matte reaches beyond the moved parts.
