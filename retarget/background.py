@@ -164,6 +164,11 @@ def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> 
     corners = cv2.goodFeaturesToTrack(grey[0], 300, 0.01, 7, mask=allowed)
     if corners is None or len(corners) < 12:
         return None, False
+    # Most corners look the same in the same place: the camera rests, whatever else moves (and repeats, and misleads).
+    x, y = corners[:, 0].astype(int).T
+    soft = [cv2.GaussianBlur(g, (0, 0), 1.5).astype(np.int16) for g in grey]
+    if np.median(np.abs(soft[0] - soft[1])[y, x]) < 3:
+        return None, False
     follow: Any = cv2.calcOpticalFlowPyrLK  # its stub does not know that the result may be left out
     moved, ok, _ = follow(grey[0], grey[1], corners, None, winSize=(21, 21), maxLevel=4)
     back, ok2, _ = follow(grey[1], grey[0], moved, None, winSize=(21, 21), maxLevel=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,7 @@ class Lessons:
         seed: int,
     ) -> None:
         self.model, self.compute, self.seed = model, compute, seed
+        self.first: dict[str, float] | None = None
         self.size = working_size(*gathered.size, side)
         count = len(gathered.frames)
         full = references(stored, size=self.size)
@@ -119,18 +121,30 @@ class Lessons:
         return frame, self.truths[self.validation]
 
     def validate(self) -> float:
-        """How far the picture left out is from being reconstructed; lower is better."""
+        """How far the picture left out is from being reconstructed; lower is better.
+
+        The distance does not reward blur (`pyramid_loss`). Weights that lose PSNR or SSIM of the person against the
+        first call count as infinitely far.
+        """
         frame, truth = self._draw()
+        figures = self._figures(frame, truth)
+        self.first = self.first or figures
+        if any(figures[key] < self.first[key] for key in figures):
+            return math.inf
         assert frame.matte is not None
         assert truth.matte is not None
         return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
 
-    def measure(self) -> dict[str, float | None]:
+    def measure(self) -> dict[str, float]:
         """PSNR and SSIM of the person in the picture left out."""
         training = self.model.training
         self.model.to(self.compute.device).eval()
-        frame, truth = self._draw()
+        figures = self._figures(*self._draw())
         self.model.train(training)
+        return figures
+
+    @staticmethod
+    def _figures(frame: Frame, truth: Frame) -> dict[str, float]:
         assert truth.matte is not None
         shown, true = (as_image(f.rgb[0]) for f in (frame, truth))
         inside = truth.matte[0, 0].cpu().numpy() > 0.5

@@ -200,7 +200,7 @@ def fine_tune(
     options: PersonalizeOptions,
     compute: Compute,
     progress: Progress,
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """T steps on leave-one-out pairs; the model keeps its best step. Returns the quality figures.
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,

@@ -35,7 +35,10 @@ def example_dance() -> Path:
 
 
 class Puppet:
-    """A person of capsules, whose pose, matte and colours are known exactly. Faces the camera; x of the left is larger."""
+    """A person of capsules, whose pose, matte and colours are known exactly.
+
+    Faces the camera: the person's left is on the right of the picture.
+    """
 
     size = (128, 160)
     """(width, height) of its pictures."""
@@ -60,9 +63,9 @@ class Puppet:
         """
         p = np.zeros((33, 3))
         p[:11] = [
-            (0, -0.64, -0.1), (0.015, -0.67, -0.08), (0.03, -0.67, -0.08), (0.045, -0.67, -0.08), (-0.015, -0.67, -0.08),
-            (-0.03, -0.67, -0.08), (-0.045, -0.67, -0.08), (0.08, -0.65, 0), (-0.08, -0.65, 0), (0.025, -0.59, -0.08),
-            (-0.025, -0.59, -0.08),
+            (0, -0.64, -0.1), (0.015, -0.67, -0.08), (0.03, -0.67, -0.08), (0.045, -0.67, -0.08),
+            (-0.015, -0.67, -0.08), (-0.03, -0.67, -0.08), (-0.045, -0.67, -0.08), (0.08, -0.65, 0), (-0.08, -0.65, 0),
+            (0.025, -0.59, -0.08), (-0.025, -0.59, -0.08),
         ]  # fmt: skip
         for side, (sign, angles, z) in enumerate(((1, left, reach[0]), (-1, right, reach[1]))):
             a, b = np.radians(angles)
@@ -78,8 +81,8 @@ class Puppet:
             p[19 + side] = wrist + 0.08 * along + 0.025 * across
             p[21 + side] = wrist + 0.05 * along + 0.03 * across
             p[[23 + side, 25 + side, 27 + side]] = hip, knee, ankle
-            p[29 + side] = ankle + (-sign * 0.01, 0.05, 0.02)
-            p[31 + side] = ankle + (sign * 0.06, 0.06, -0.1)
+            p[29 + side] = ankle + np.array([-sign * 0.01, 0.05, 0.02])
+            p[31 + side] = ankle + np.array([sign * 0.06, 0.06, -0.1])
         angle = np.radians(turn)
         p[:, :2] = p[:, :2] @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         out = np.ones((33, 4), np.float32)

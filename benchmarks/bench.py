@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Measure speed and memory on the examples (480x640, K = 5), and a frame through Pix2PixHD's generator beside ours.
+
+    make bench        or        .venv/bin/python benchmarks/bench.py [--device auto] [--json FILE]
+
+Commands are timed as a user runs them, start of Python included. Fine-tuning may find that the networks are better left
+alone (they then answer zero and are skipped), so they are given small random last layers here: every frame pays for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ME, DANCE = ROOT / "examples" / "me.mp4", ROOT / "examples" / "dance.mp4"
+FRAMES = 120
+"""Frames that the stages are measured on."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    what: str
+    value: float | str
+    unit: str = ""
+    goal: str = ""
+
+
+class Table(list[Figure]):
+    def add(self, what: str, value: float | str, unit: str = "", goal: str = "") -> None:
+        self.append(Figure(what, value, unit, goal))
+        shown = value if isinstance(value, str) else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+        print(f"{what:<62} {shown:>12} {unit:<9} {goal}", flush=True)
+
+
+def command(*words: object) -> tuple[float, float]:
+    """Run `retarget` with these words: seconds, and the most memory that one of its processes had, in GB."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "retarget", *map(str, words), "--quiet"], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"retarget {' '.join(map(str, words))} failed")
+    return time.perf_counter() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def milliseconds(work: Callable[[], object], times: int, device: Any) -> float:
+    """Mean time of `work` after one run that does not count."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    work()
+    wait()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait()
+    return (time.perf_counter() - start) / times * 1e3
+
+
+def repeated(source: Path, out: Path, times: int) -> int:
+    """Write a video that shows `source` several times over; returns how many frames that are."""
+    from retarget.video import open_reader, open_writer, probe
+
+    info = probe(source)
+    with open_writer(out, (info.width, info.height), info.fps, colour=info.colour) as write:
+        for _ in range(times):
+            with open_reader(source) as frames:
+                for frame in frames:
+                    write(frame)
+    return times * info.frames
+
+
+def awaken(model: Any) -> None:
+    """Give the networks last layers that answer a little, as trained ones do."""
+    import torch
+
+    torch.manual_seed(0)
+    for net in (model.synthesis, model.fusion):
+        torch.nn.init.normal_(net.last.weight, std=1e-4)
+
+
+def main_path(table: Table, home: Path, device: str) -> None:
+    """The two commands from end to end."""
+    from safetensors.torch import save_file
+
+    from retarget.avatar import STATE, Avatar
+    from retarget.models import build
+    from retarget.video import probe
+
+    where = ("--device", device)
+    count = probe(DANCE).frames
+    seconds, _ = command("personalize", ME, "-k", 5, "-t", 0, "--name", "bench", *where)
+    table.add("personalize -k 5 -t 0, poses not cached", seconds, "s")
+    seconds, memory = command("personalize", ME, "-k", 5, "-t", 20, "--name", "bench", *where)
+    table.add("personalize -k 5 -t 20, poses cached", seconds, "s", "≤ 60")
+    table.add("  memory", memory, "GB")
+    if device == "cuda":
+        seconds, _ = command("personalize", ME, "-k", 5, "-t", 200, "--name", "bench", *where)
+        table.add("personalize -k 5 -t 200, poses cached", seconds, "s")
+    avatar = Avatar.load("bench")
+    model = build("dance", avatar.meta.config)
+    awaken(model)
+    save_file(model.state_dict(), avatar.path / STATE)
+
+    def drive(source: Path) -> tuple[float, float]:
+        return command("drive", "--source", source, "--out", home / "out.mp4", "--avatar", "bench", "--yes", *where)
+
+    seconds, short = drive(DANCE)
+    table.add(f"drive, {count} frames, poses not cached", count / seconds, "frames/s", "≥ 5")
+    table.add("  memory", short, "GB", "≤ 2")
+    seconds, memory = drive(DANCE)
+    table.add(f"drive, {count} frames, poses cached", count / seconds, "frames/s", "≥ 10")
+    table.add("  memory", memory, "GB", "≤ 2")
+    count = repeated(DANCE, home / "long.mp4", 3)
+    seconds, long = drive(home / "long.mp4")
+    table.add(f"drive, {count} frames, poses not cached", count / seconds, "frames/s", "≥ 5")
+    table.add("  memory", long, "GB", "≤ 2")
+    table.add("  memory, against the short source", 100 * (long / short - 1), "% more", "flat")
+
+
+def stages(table: Table, home: Path, device: str) -> None:
+    """Where the time of a frame goes. The stages run one after the other, but decoding and encoding beside the rest."""
+    from retarget.avatar import Avatar
+    from retarget.device import choose
+    from retarget.drive import DriveOptions, load, movement, pictures
+    from retarget.models.layers import zero_
+    from retarget.pose import PoseOptions, make_estimator
+    from retarget.types import Silent
+    from retarget.video import open_reader, open_writer, probe
+
+    info, compute, avatar = probe(DANCE), choose(device), Avatar.load("bench")
+
+    def took(what: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        table.add(f"  {what}", (time.perf_counter() - start) / FRAMES * 1e3, "ms/frame")
+        return result
+
+    def decode() -> list[Any]:
+        with open_reader(DANCE, end=FRAMES / info.fps) as reader:
+            return list(reader)
+
+    def encode() -> None:
+        with open_writer(home / "stage.mp4", avatar.size, info.fps) as write:
+            for frame in drawn:
+                write(frame)
+
+    table.add(f"stages of drive, mean of {FRAMES} frames", compute.describe())
+    frames = took("decode", decode)
+    estimator = make_estimator(PoseOptions())
+    took("pose", lambda: estimator.track(iter(frames), fps=info.fps, progress=Silent()))
+    model, identity, stored = load(avatar, compute)
+    track = movement(DANCE, avatar, stored, DriveOptions(), Silent()).select(slice(FRAMES))
+    list(pictures(model, identity, track.select(slice(3)), avatar.size, compute))  # the first frames pay for set-up
+    drawn = took(
+        "draw: layout, parts, nets, plate", lambda: list(pictures(model, identity, track, avatar.size, compute))
+    )
+    took("encode", encode)
+    for net in (model.synthesis, model.fusion):
+        zero_(net.last)
+    took("draw, without the nets", lambda: list(pictures(model, identity, track, avatar.size, compute)))
+
+
+def networks(table: Table, device: str) -> None:
+    """Our networks on one 480x640 frame beside Pix2PixHD's global generator (Wang et al. 2018), both with 45 pose maps."""
+    import torch
+
+    from retarget.device import choose
+    from retarget.models import build
+    from retarget.models.layers import GlobalGenerator
+
+    compute = choose(device)
+    times = 20 if compute.device.type == "cuda" else 2
+    size = (640, 480)
+    ours = build("dance")
+    awaken(ours)
+    nets: Any = torch.nn.ModuleList([ours.synthesis, ours.fusion]).to(compute.device).eval()
+    height, width = ours.working_size(size)  # type: ignore[operator]
+    inputs = [torch.randn(1, n.stem[0].in_channels, height, width, device=compute.device) for n in nets]
+
+    def run(work: Callable[[], object], repeat: int) -> tuple[float, str]:
+        if compute.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode(), compute.autocast():
+            took = milliseconds(work, repeat, compute.device)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if compute.device.type == "cuda" else 0
+        return took, f"VRAM {peak:.2f} GB" if peak else ""
+
+    def both() -> None:
+        for net, x in zip(nets, inputs, strict=True):
+            net(x)
+
+    table.add("networks on one 480x640 frame", compute.describe())
+    mine, memory = run(both, 10 * times)
+    table.add(f"  ours, at {width}x{height}", mine, "ms", memory)
+    with torch.device(compute.device):
+        theirs = GlobalGenerator(45, width=64).eval()
+        x = torch.randn(1, 45, *size)
+    other, memory = run(lambda: theirs(x), times)
+    table.add("  Pix2PixHD's global generator", other, "ms", memory)
+    table.add("  ours, how many times as fast", other / mine, "x")
+    count = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (nets, theirs)]
+    table.add("  parameters, ours", count[0], "million")
+    table.add("  parameters, Pix2PixHD's", count[1], "million")
+
+
+def environment() -> Iterator[tuple[str, str]]:
+    import torch
+
+    import retarget
+
+    yield "retarget", retarget.__version__
+    yield "python", sys.version.split()[0]
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    yield "processor cores", str(os.cpu_count())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    arguments = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="retarget-bench-"))
+    os.environ["RETARGET_HOME"] = str(home)
+    try:
+        from retarget.device import choose
+
+        device = choose(arguments.device).device.type
+        table = Table()
+        for what, value in environment():
+            table.add(what, value)
+        main_path(table, home, device)
+        stages(table, home, device)
+        networks(table, device)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(figure) for figure in table], indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
