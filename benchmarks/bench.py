@@ -3,8 +3,8 @@
 
     make bench        or        .venv/bin/python benchmarks/bench.py [--device auto] [--json FILE]
 
-Commands are timed as a user runs them, start of Python included. Fine-tuning may find that the networks are better left
-alone (they then answer zero and are skipped), so they are given small random last layers here: every frame pays for them.
+Commands are timed as a user runs them, start of Python included. Networks that answer zero, as they do when fine-tuning
+found nothing better, are skipped by `drive`; here they get small random last layers, so that every frame pays for them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Table(list[Figure]):
     def add(self, what: str, value: float | str, unit: str = "", goal: str = "") -> None:
         self.append(Figure(what, value, unit, goal))
         shown = value if isinstance(value, str) else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
-        print(f"{what:<62} {shown:>12} {unit:<9} {goal}", flush=True)
+        print(f"{what:<62} {shown:>14} {unit:<9} {goal}", flush=True)
 
 
 def command(*words: object) -> tuple[float, float]:
@@ -56,20 +57,17 @@ def command(*words: object) -> tuple[float, float]:
 
 
 def milliseconds(work: Callable[[], object], times: int, device: Any) -> float:
-    """Mean time of `work` after one run that does not count."""
+    """Median time of `work`, after one run that does not count."""
     import torch
 
-    def wait() -> None:
+    took = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-
-    work()
-    wait()
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    wait()
-    return (time.perf_counter() - start) / times * 1e3
+        took.append(time.perf_counter() - start)
+    return statistics.median(took[1:]) * 1e3
 
 
 def repeated(source: Path, out: Path, times: int) -> int:
@@ -85,13 +83,16 @@ def repeated(source: Path, out: Path, times: int) -> int:
     return times * info.frames
 
 
-def awaken(model: Any) -> None:
-    """Give the networks last layers that answer a little, as trained ones do."""
+def last_layers(model: Any, fill: Callable[[Any], object]) -> None:
+    """Fill the last layers of our networks: zeros put them to sleep, a little noise makes them work as if trained."""
+    for net in (model.synthesis, model.fusion):
+        fill(net.last.weight)
+
+
+def noise(weight: Any) -> None:
     import torch
 
-    torch.manual_seed(0)
-    for net in (model.synthesis, model.fusion):
-        torch.nn.init.normal_(net.last.weight, std=1e-4)
+    torch.nn.init.normal_(weight, std=1e-4)
 
 
 def main_path(table: Table, home: Path, device: str) -> None:
@@ -113,8 +114,8 @@ def main_path(table: Table, home: Path, device: str) -> None:
         seconds, _ = command("personalize", ME, "-k", 5, "-t", 200, "--name", "bench", *where)
         table.add("personalize -k 5 -t 200, poses cached", seconds, "s")
     avatar = Avatar.load("bench")
-    model = build("dance", avatar.meta.config)
-    awaken(model)
+    model: Any = build("dance", avatar.meta.config)
+    last_layers(model, noise)
     save_file(model.state_dict(), avatar.path / STATE)
 
     def drive(source: Path) -> tuple[float, float]:
@@ -134,11 +135,12 @@ def main_path(table: Table, home: Path, device: str) -> None:
 
 
 def stages(table: Table, home: Path, device: str) -> None:
-    """Where the time of a frame goes. The stages run one after the other, but decoding and encoding beside the rest."""
+    """Where the time of a frame goes; in `drive` ffmpeg decodes and encodes beside the rest."""
+    import torch
+
     from retarget.avatar import Avatar
     from retarget.device import choose
     from retarget.drive import DriveOptions, load, movement, pictures
-    from retarget.models.layers import zero_
     from retarget.pose import PoseOptions, make_estimator
     from retarget.types import Silent
     from retarget.video import open_reader, open_writer, probe
@@ -152,7 +154,7 @@ def stages(table: Table, home: Path, device: str) -> None:
         return result
 
     def decode() -> list[Any]:
-        with open_reader(DANCE, end=FRAMES / info.fps) as reader:
+        with open_reader(DANCE, end=float(FRAMES / info.fps)) as reader:
             return list(reader)
 
     def encode() -> None:
@@ -164,6 +166,7 @@ def stages(table: Table, home: Path, device: str) -> None:
     frames = took("decode", decode)
     estimator = make_estimator(PoseOptions())
     took("pose", lambda: estimator.track(iter(frames), fps=info.fps, progress=Silent()))
+    model: Any
     model, identity, stored = load(avatar, compute)
     track = movement(DANCE, avatar, stored, DriveOptions(), Silent()).select(slice(FRAMES))
     list(pictures(model, identity, track.select(slice(3)), avatar.size, compute))  # the first frames pay for set-up
@@ -171,13 +174,12 @@ def stages(table: Table, home: Path, device: str) -> None:
         "draw: layout, parts, nets, plate", lambda: list(pictures(model, identity, track, avatar.size, compute))
     )
     took("encode", encode)
-    for net in (model.synthesis, model.fusion):
-        zero_(net.last)
+    last_layers(model, torch.nn.init.zeros_)
     took("draw, without the nets", lambda: list(pictures(model, identity, track, avatar.size, compute)))
 
 
 def networks(table: Table, device: str) -> None:
-    """Our networks on one 480x640 frame beside Pix2PixHD's global generator (Wang et al. 2018), both with 45 pose maps."""
+    """Our networks on a frame beside Pix2PixHD's global generator (Wang et al. 2018), both given 45 pose maps."""
     import torch
 
     from retarget.device import choose
@@ -185,12 +187,13 @@ def networks(table: Table, device: str) -> None:
     from retarget.models.layers import GlobalGenerator
 
     compute = choose(device)
-    times = 20 if compute.device.type == "cuda" else 2
+    times = 20 if compute.device.type == "cuda" else 3
     size = (640, 480)
-    ours = build("dance")
-    awaken(ours)
-    nets: Any = torch.nn.ModuleList([ours.synthesis, ours.fusion]).to(compute.device).eval()
-    height, width = ours.working_size(size)  # type: ignore[operator]
+    ours: Any = build("dance")
+    last_layers(ours, noise)
+    ours.to(compute.device).to(memory_format=torch.channels_last).eval()
+    nets: tuple[Any, ...] = ours.synthesis, ours.fusion
+    height, width = ours.working_size(size)
     inputs = [torch.randn(1, n.stem[0].in_channels, height, width, device=compute.device) for n in nets]
 
     def run(work: Callable[[], object], repeat: int) -> tuple[float, str]:
@@ -214,20 +217,8 @@ def networks(table: Table, device: str) -> None:
     other, memory = run(lambda: theirs(x), times)
     table.add("  Pix2PixHD's global generator", other, "ms", memory)
     table.add("  ours, how many times as fast", other / mine, "x")
-    count = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (nets, theirs)]
-    table.add("  parameters, ours", count[0], "million")
-    table.add("  parameters, Pix2PixHD's", count[1], "million")
-
-
-def environment() -> Iterator[tuple[str, str]]:
-    import torch
-
-    import retarget
-
-    yield "retarget", retarget.__version__
-    yield "python", sys.version.split()[0]
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
-    yield "processor cores", str(os.cpu_count())
+    for name, net in (("ours", ours), ("Pix2PixHD's", theirs)):
+        table.add(f"  parameters, {name}", sum(p.numel() for p in net.parameters()) / 1e6, "million")
 
 
 def main() -> None:
@@ -238,12 +229,14 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="retarget-bench-"))
     os.environ["RETARGET_HOME"] = str(home)
     try:
+        import torch
+
+        import retarget
         from retarget.device import choose
 
         device = choose(arguments.device).device.type
         table = Table()
-        for what, value in environment():
-            table.add(what, value)
+        table.add("retarget, torch, processor cores", f"{retarget.__version__}, {torch.__version__}, {os.cpu_count()}")
         main_path(table, home, device)
         stages(table, home, device)
         networks(table, device)

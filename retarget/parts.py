@@ -54,6 +54,8 @@ JOINT = {"left_upper_leg": 1.7, "right_upper_leg": 1.7, "left_upper_arm": 0.8, "
 SKIRT = len(PARTS)
 """Index of the extra layer beneath all parts: torso and upper legs in one piece, bent smoothly, so that no skirt, hem
 or crotch is torn between rigid parts."""
+FAR = 4.0
+"""Distance from its bone, in radii of the part, at which nothing belongs to it any more."""
 HIPS = (PART["torso"], PART["left_upper_leg"], PART["right_upper_leg"])
 LIMBS = tuple(i for i, p in enumerate(PARTS) if "arm" in p or "leg" in p)
 
@@ -309,7 +311,8 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
     behind = np.clip((depth - front) / 0.25, 0, 1)
     score = near + 0.9 * np.where(np.isfinite(behind), behind, 0)
     small = np.array([not (p == "torso" or p.endswith("leg")) for p in PARTS])[:, None, None]
-    score += small * 2.0 * np.clip(near - 1.5, 0, None)  # loose clothes hang on torso and legs
+    # Loose clothes hang on torso and legs, where these are near.
+    score += small * 2.0 * np.clip(near - 1.5, 0, None) * (near[~small[:, 0, 0]].min(0) < 2.2)
     weight = np.exp(-(score - score.min(0)) / 0.10)
     weight /= weight.sum(0)
     y, x = np.mgrid[0 : y1 - y0, 0 : x1 - x0].astype(np.float32) + 0.5
@@ -327,7 +330,8 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
     for i in range(len(PARTS)):
         ring = (near[i] > 1.0) & (near[i] < 1.8)
         alone[i] = 1 - matte[box][ring].mean() if ring.any() else 0
-        own[i][box] = matte[box] * np.clip((joined[i] - 0.3) / 0.3, 0, 1)
+        # What is far from every bone is no part of the person.
+        own[i][box] = matte[box] * np.clip((joined[i] - 0.3) / 0.3, 0, 1) * np.clip(FAR - near[i], 0, 1)
         limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
         core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
     return own, core, alone
@@ -499,7 +503,8 @@ class Piece:
     weight   its share in the part's cross-fade, 0..1.
     back     (2, 3) affine transform output → reference.
     box      (x0, y0, x1, y1) integers: what it can cover in the output.
-    bend     (2, n, n) grid over the box: what is added to `back`, in the reference's pixels; or None.
+    bend     (3, n, n) grid over the box: what is added to `back`, in the reference's pixels, and a factor of alpha; or
+             None.
     """
 
     part: int
@@ -599,10 +604,11 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
 def _bend(
     part: int, pose: Skeleton, refs: Skeleton, k: int, backs: Float, box: tuple[int, int, int, int]
 ) -> Float | None:
-    """The smooth field (2, n, n) over `box` that is added to a piece's affine transform, in pixels of the reference.
+    """`Piece.bend`: the smooth field over `box` that is added to a piece's affine transform.
 
     Head and hands: what is left between the points of the mesh or the joints after the affine transform, spread by
-    Gaussians. The skirt: the transforms of torso and upper legs, blended by the distance to their bones.
+    Gaussians. The skirt: the transforms of torso and upper legs, blended by the distance to their bones; far from
+    them it fades.
     """
     n = 20
     gx = box[0] + (np.arange(n) + 0.5) * (box[2] - box[0]) / n
@@ -618,8 +624,9 @@ def _bend(
             weight.append(np.exp(-((far / (0.16 if i == 1 else 0.12)) ** 2)) + 1e-6)
             value.append(np.einsum("ij,jyx->iyx", backs[i, :, :2], np.stack([x, y])) + backs[i, :, 2][:, None, None])
         w = np.stack(weight)
+        gate = np.clip((w.max(0) - 0.15) / 0.15, 0, 1)
         w /= w.sum(0)
-        return np.asarray(np.einsum("pyx,pdyx->dyx", w, np.stack(value)) - value[0])
+        return np.concatenate([np.einsum("pyx,pdyx->dyx", w, np.stack(value)) - value[0], gate[None]])
     if part not in (PART["head"], PART["left_hand"], PART["right_hand"]):
         return None
     there = pose.face[0] if part == 0 else pose.points[0, part]
@@ -634,7 +641,8 @@ def _bend(
     ex = np.exp(-0.5 * ((gx[:, None] - there[ok][None, :, 0]) / sigma) ** 2)
     ey = np.exp(-0.5 * ((gy[:, None] - there[ok][None, :, 1]) / sigma) ** 2)
     both = ey[:, None] * ex[None]  # (n, n, C)
-    return np.asarray((both @ residual).transpose(2, 0, 1) / (both.sum(-1) + 0.5))
+    field = (both @ residual).transpose(2, 0, 1) / (both.sum(-1) + 0.5)
+    return np.concatenate([field, np.ones((1, n, n))])
 
 
 def render(
@@ -708,8 +716,9 @@ def _sample(
     u = (back[0, 0] / zoom) * x + (back[0, 1] / zoom) * y + float(back[0, 2] - origin[0])
     v = (back[1, 0] / zoom) * x + (back[1, 1] / zoom) * y + float(back[1, 2] - origin[1])
     grid = torch.stack([u * (2 / w) - 1, v * (2 / h) - 1], -1)[None]
+    gate: torch.Tensor | float = 1.0
     if piece.bend is not None:
-        bend = torch.from_numpy(piece.bend).to(grid)[None] * grid.new_tensor([2 / w, 2 / h])[:, None, None]
+        bend = torch.from_numpy(piece.bend).to(grid)[None] * grid.new_tensor([2 / w, 2 / h, 1])[:, None, None]
         px0, py0, px1, py1 = piece.box
         across = (torch.arange(box[0], box[2], device=grid.device, dtype=grid.dtype) + 0.5) / zoom
         down = (torch.arange(box[1], box[3], device=grid.device, dtype=grid.dtype) + 0.5) / zoom
@@ -717,11 +726,12 @@ def _sample(
         at_y = (down - py0) * (2 / (py1 - py0)) - 1
         at = torch.stack([at_x.expand(len(at_y), -1), at_y[:, None].expand(-1, len(at_x))], -1)[None]
         bent = F.grid_sample(bend, at, mode="bilinear", padding_mode="border", align_corners=False)
-        grid = grid + bent.permute(0, 2, 3, 1)
+        grid = grid + bent[:, :2].permute(0, 2, 3, 1)
+        gate = bent[0, 2:]
     out = F.grid_sample(
         texture[piece.ref][None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )[0]
-    return torch.cat([out[:3] * out[3:], out[3:]]) * piece.weight
+    return torch.cat([out[:3] * out[3:], out[3:]]) * (gate * piece.weight)
 
 
 def contact(pose: Skeleton, size: tuple[int, int], zoom: float, like: torch.Tensor) -> torch.Tensor:
