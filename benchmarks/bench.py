@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,13 @@ FRAMES = 120
 """Frames that the stages are measured on."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
+class Table(list[dict[str, Any]]):
+    """What was measured, printed line by line."""
 
-    what: str
-    value: float | str
-    unit: str = ""
-    goal: str = ""
-
-
-class Table(list[Figure]):
     def add(self, what: str, value: float | str, unit: str = "", goal: str = "") -> None:
-        self.append(Figure(what, value, unit, goal))
+        self.append({"what": what, "value": value, "unit": unit, "goal": goal})
         shown = value if isinstance(value, str) else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
-        print(f"{what:<62} {shown:>14} {unit:<9} {goal}", flush=True)
+        print(f"{what:<50} {shown:>14} {unit:<8} {goal}".rstrip(), flush=True)
 
 
 def command(*words: object) -> tuple[float, float]:
@@ -83,6 +74,15 @@ def repeated(source: Path, out: Path, times: int) -> int:
     return times * info.frames
 
 
+def gpu_memory(table: Table, device: Any) -> None:
+    """The most that torch had on a GPU since the last call."""
+    import torch
+
+    if device.type == "cuda":
+        table.add("    GPU memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+        torch.cuda.reset_peak_memory_stats()
+
+
 def last_layers(model: Any, fill: Callable[[Any], object]) -> None:
     """Fill the last layers of our networks: zeros put them to sleep, a little noise makes them work as if trained."""
     for net in (model.synthesis, model.fusion):
@@ -90,9 +90,7 @@ def last_layers(model: Any, fill: Callable[[Any], object]) -> None:
 
 
 def noise(weight: Any) -> None:
-    import torch
-
-    torch.nn.init.normal_(weight, std=1e-4)
+    weight.detach().normal_(std=1e-4)
 
 
 def main_path(table: Table, home: Path, device: str) -> None:
@@ -134,10 +132,8 @@ def main_path(table: Table, home: Path, device: str) -> None:
     table.add("  memory, against the short source", 100 * (long / short - 1), "% more", "flat")
 
 
-def stages(table: Table, home: Path, device: str) -> None:
-    """Where the time of a frame goes; in `drive` ffmpeg decodes and encodes beside the rest."""
-    import torch
-
+def stages(table: Table, home: Path, device: str) -> float:
+    """Where the time of a frame goes; in `drive` ffmpeg decodes and encodes beside the rest. Returns ms to draw one."""
     from retarget.avatar import Avatar
     from retarget.device import choose
     from retarget.drive import DriveOptions, load, movement, pictures
@@ -147,10 +143,13 @@ def stages(table: Table, home: Path, device: str) -> None:
 
     info, compute, avatar = probe(DANCE), choose(device), Avatar.load("bench")
 
+    spent: list[float] = []
+
     def took(what: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = work()
-        table.add(f"  {what}", (time.perf_counter() - start) / FRAMES * 1e3, "ms/frame")
+        spent.append((time.perf_counter() - start) / FRAMES * 1e3)
+        table.add(f"  {what}", spent[-1], "ms/frame")
         return result
 
     def decode() -> list[Any]:
@@ -173,13 +172,16 @@ def stages(table: Table, home: Path, device: str) -> None:
     drawn = took(
         "draw: layout, parts, nets, plate", lambda: list(pictures(model, identity, track, avatar.size, compute))
     )
+    draw = spent[-1]
+    gpu_memory(table, compute.device)
     took("encode", encode)
-    last_layers(model, torch.nn.init.zeros_)
+    last_layers(model, lambda weight: weight.detach().zero_())
     took("draw, without the nets", lambda: list(pictures(model, identity, track, avatar.size, compute)))
+    return draw
 
 
-def networks(table: Table, device: str) -> None:
-    """Our networks on a frame beside Pix2PixHD's global generator (Wang et al. 2018), both given 45 pose maps."""
+def networks(table: Table, draw: float, device: str) -> None:
+    """A 480x640 frame from ours and from Pix2PixHD's global generator (Wang et al. 2018), both given 45 pose maps."""
     import torch
 
     from retarget.device import choose
@@ -191,34 +193,26 @@ def networks(table: Table, device: str) -> None:
     size = (640, 480)
     ours: Any = build("dance")
     last_layers(ours, noise)
-    ours.to(compute.device).to(memory_format=torch.channels_last).eval()
-    nets: tuple[Any, ...] = ours.synthesis, ours.fusion
+    theirs: Any = GlobalGenerator(45, width=64)
+    for model in (ours, theirs):
+        model.to(compute.device).to(memory_format=torch.channels_last).eval()
     height, width = ours.working_size(size)
-    inputs = [torch.randn(1, n.stem[0].in_channels, height, width, device=compute.device) for n in nets]
+    nets = (ours.synthesis, ours.fusion)
+    inputs = [(n, torch.randn(1, n.stem[0].in_channels, height, width, device=compute.device)) for n in nets]
+    maps = torch.randn(1, 45, *size, device=compute.device).to(memory_format=torch.channels_last)
 
-    def run(work: Callable[[], object], repeat: int) -> tuple[float, str]:
-        if compute.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        with torch.inference_mode(), compute.autocast():
-            took = milliseconds(work, repeat, compute.device)
-        peak = torch.cuda.max_memory_allocated() / 1e9 if compute.device.type == "cuda" else 0
-        return took, f"VRAM {peak:.2f} GB" if peak else ""
-
-    def both() -> None:
-        for net, x in zip(nets, inputs, strict=True):
-            net(x)
-
-    table.add("networks on one 480x640 frame", compute.describe())
-    mine, memory = run(both, 10 * times)
-    table.add(f"  ours, at {width}x{height}", mine, "ms", memory)
-    with torch.device(compute.device):
-        theirs = GlobalGenerator(45, width=64).eval()
-        x = torch.randn(1, 45, *size)
-    other, memory = run(lambda: theirs(x), times)
-    table.add("  Pix2PixHD's global generator", other, "ms", memory)
-    table.add("  ours, how many times as fast", other / mine, "x")
-    for name, net in (("ours", ours), ("Pix2PixHD's", theirs)):
-        table.add(f"  parameters, {name}", sum(p.numel() for p in net.parameters()) / 1e6, "million")
+    table.add("one 480x640 frame", compute.describe())
+    with torch.inference_mode(), compute.autocast():
+        alone = milliseconds(lambda: [net(x) for net, x in inputs], 10 * times, compute.device)
+        other = milliseconds(lambda: theirs(maps), times, compute.device)
+    table.add("  ours: draw, as above", draw, "ms")
+    table.add(f"  ours: its two networks alone, at {width}x{height}", alone, "ms")
+    table.add("  Pix2PixHD's global generator", other, "ms")
+    gpu_memory(table, compute.device)
+    table.add("  ours is so many times as fast: draw", other / draw, "x")
+    table.add("  ours is so many times as fast: networks alone", other / alone, "x")
+    for name, model in (("ours", ours), ("Pix2PixHD's", theirs)):
+        table.add(f"  parameters, {name}", sum(p.numel() for p in model.parameters()) / 1e6, "million")
 
 
 def main() -> None:
@@ -238,12 +232,12 @@ def main() -> None:
         table = Table()
         table.add("retarget, torch, processor cores", f"{retarget.__version__}, {torch.__version__}, {os.cpu_count()}")
         main_path(table, home, device)
-        stages(table, home, device)
-        networks(table, device)
+        draw = stages(table, home, device)
+        networks(table, draw, device)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(figure) for figure in table], indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -255,10 +255,10 @@ def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
         low, high = (count - 1) // 2, count // 2
         pick = [np.take_along_axis(values, n[None, ..., None].repeat(3, -1), 0)[0] for n in (low, high)]
         image[rows] = np.clip((pick[0] + pick[1] + 1) // 2, 0, 255)
-    # The rim of what was hardly ever seen still shows the person: it is filled too.
-    rare = (seen < 0.06).astype(np.uint8)
+    # The rim of what was never seen still shows the person: it is filled too.
+    rare = (seen == 0).astype(np.uint8)
     wide = cv2.dilate(rare, kernel) > 0
-    image = fill_holes(image, wide & (seen < 0.5) if len(frames) > 2 else wide)
+    image = fill_holes(image, wide & (seen < 0.15) if len(frames) > 2 else wide)
     return Plate(image, seen, float(np.quantile(moves, 0.9)))
 
 

@@ -15,7 +15,7 @@ Geometry is NumPy on a handful of points; pictures are torch, on the model's dev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from .skeleton import BONES, PARENT, PART, PARTS
+from .skeleton import BONES, MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from .types import Array, PoseTrack
 
 Float = npt.NDArray[np.floating]
@@ -81,6 +81,10 @@ class Skeleton:
 
     def __len__(self) -> int:
         return len(self.bones)
+
+    def joined(self, other: Skeleton) -> Skeleton:
+        """These poses and then the other's."""
+        return Skeleton(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
     def take(self, index: Sequence[int]) -> Skeleton:
         i = list(index)
@@ -346,6 +350,7 @@ class Cutouts:
     shrink    textures are the reference reduced by this factor.
     skeleton  the K references' skeletons, in the references' full pixels.
     shown     (K, P): share of the part that the reference really shows.
+    handicap  (K,): what it costs to take anything from a reference, in units of feature distance.
     """
 
     textures: tuple[torch.Tensor, ...]
@@ -353,11 +358,10 @@ class Cutouts:
     shrink: int
     skeleton: Skeleton
     shown: Float
+    handicap: Float
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Cutouts:
-        return Cutouts(
-            tuple(t.to(device, dtype) for t in self.textures), self.origins, self.shrink, self.skeleton, self.shown
-        )
+        return replace(self, textures=tuple(t.to(device, dtype) for t in self.textures))
 
     def halved(self) -> Cutouts:
         """The same at half the resolution."""
@@ -365,7 +369,42 @@ class Cutouts:
         for t in self.textures:
             pad = (0, t.shape[3] % 2, 0, t.shape[2] % 2)
             textures.append(F.avg_pool2d(F.pad(t, pad, mode="replicate"), 2))
-        return Cutouts(tuple(textures), self.origins, self.shrink * 2, self.skeleton, self.shown)
+        return replace(self, textures=tuple(textures), shrink=self.shrink * 2)
+
+    def with_mirrored(self, track: PoseTrack) -> Cutouts:
+        """Twice the references: these, and each as the mirror shows it, its left parts serving as right ones.
+
+        The far arm of somebody filmed from the side is nowhere to be seen, and a face filmed from the left must turn
+        right: the mirror knows. Lettering would be reversed, so mirrored references have a handicap.
+
+        Args:
+            track: the poses that `skeleton` was made of.
+        """
+        width = track.size[0]
+        body = track.body[:, MIRROR].copy()
+        body[..., 0] = width - body[..., 0]
+        hands = track.hands[:, ::-1].copy()
+        hands[..., 0] = width - hands[..., 0]
+        # The mesh's points have no simple mirror images; the face's joints will do.
+        other = skeletons(replace(track, body=body, hands=hands, face=np.full_like(track.face, np.nan)))
+        textures, origins = [], []
+        for p in range(len(self.textures)):
+            q = MIRROR_PART[p] if p < len(PARTS) else p
+            mine, theirs = self.textures[p], self.textures[q].flip(3)
+            h, w = max(mine.shape[2], theirs.shape[2]), max(mine.shape[3], theirs.shape[3])
+            padded = [F.pad(t, (0, w - t.shape[3], 0, h - t.shape[2]), mode="replicate") for t in (mine, theirs)]
+            textures.append(torch.cat(padded))
+            corner = self.origins[q].copy()
+            corner[:, 0] = width - corner[:, 0] - theirs.shape[3] * self.shrink
+            origins.append(np.concatenate([self.origins[p], corner]))
+        return Cutouts(
+            tuple(textures),
+            np.stack(origins),
+            self.shrink,
+            self.skeleton.joined(other),
+            np.concatenate([self.shown, self.shown[:, list(MIRROR_PART)]]),
+            np.concatenate([self.handicap, self.handicap + MIRRORED]),
+        )
 
 
 def _crispness(frames: torch.Tensor, own: torch.Tensor) -> Float:
@@ -478,7 +517,7 @@ def cut(
             alpha[..., :2] = alpha[..., -2:] = 0
             sheet[i] = torch.cat([colour, alpha], 1)[0]
         textures.append(sheet)
-    return Cutouts(tuple(textures), origins, 1, skeleton, shown)
+    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros(k))
 
 
 def _grid(back: torch.Tensor, x0: int, y0: int, bw: int, bh: int, w: int, h: int) -> torch.Tensor:
@@ -529,6 +568,8 @@ class LayoutState:
 
 JOINED = 0.6
 """What it costs two joined parts to come from different references (units of feature distance)."""
+MIRRORED = 0.5
+"""What it costs to take a part from a mirrored reference (units of feature distance)."""
 STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.7
@@ -561,7 +602,8 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
     """Choose references, transforms and order for one driving pose (N = 1)."""
     refs = cutouts.skeleton
     difference = pose.features[0][None] - refs.features  # (K, P, 11)
-    cost = np.linalg.norm(difference, axis=-1).T + 1.5 * (1 - cutouts.shown.T)
+    cost = np.linalg.norm(difference, axis=-1).T + cutouts.handicap
+    cost += 1.5 * (1 - cutouts.shown.T) + 4.0 * np.clip(0.5 - cutouts.shown.T, 0, None)
     length = np.linalg.norm(pose.bones[0, :, 1, :2] - pose.bones[0, :, 0, :2], axis=-1) / pose.scale[0]
     shown_length = np.linalg.norm(refs.bones[:, :, 1, :2] - refs.bones[:, :, 0, :2], axis=-1) / refs.scale[:, None]
     stretch = np.log((length[None] + 0.03) / (shown_length + 0.03)).T  # (P, K)

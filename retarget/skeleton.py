@@ -96,5 +96,10 @@ BONES: Final[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = (
 )
 """Per part, the line segment it hangs on: the mean of the first joints → the mean of the second joints."""
 
+MIRROR_PART: Final[tuple[int, ...]] = tuple(
+    PART[p.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right")] for p in PARTS
+)
+"""Index of each part's mirror image."""
+
 PARENT: Final[tuple[int, ...]] = (1, -1, 1, 1, 2, 3, 1, 1, 6, 7, 4, 5, 8, 9)
 """Per part, the part it is joined to; -1 for the torso, the root."""

@@ -134,7 +134,7 @@ class Dance(RetargetModel):
         cut = [parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()) for k in range(len(rgb))]
         own, core = (torch.from_numpy(np.stack([c[i] for c in cut])) for i in (0, 1))
         alone = np.stack([c[2] for c in cut])
-        full = parts.cut(rgb, own, core, matte, alone, skeleton)
+        full = parts.cut(rgb, own, core, matte, alone, skeleton).with_mirrored(track)
         half = full.halved()
         levels = tuple(c.to(references.rgb.device) for c in (full, half, half.halved()))
         plate = references.plate[item].float() / 2 + 0.5

@@ -1,0 +1,438 @@
+"""Choosing and preparing references: from made-up videos and photos of a person whose pose is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retarget import references as module
+from retarget.background import Plate
+from retarget.errors import InputError, NobodyFound, UsageError
+from retarget.pose import PoseOptions
+from retarget.references import (
+    arrays,
+    choose,
+    contact_shadow,
+    from_photos,
+    from_video,
+    pixels,
+    references,
+    sharpness,
+    stored_track,
+    working_size,
+)
+from retarget.types import Image, PoseTrack, Silent
+from retarget.video import open_writer
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+# ------------------------------------------------------------------------------------------------ sizes and tensors
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "expected"),
+    [
+        ((1920, 1080), 540, (960, 540)),
+        ((1080, 1920), 512, (512, 910)),
+        ((480, 640), 512, (480, 640)),  # never enlarged
+        ((481, 641), 4000, (480, 640)),
+        ((333, 777), 100, (100, 234)),
+        ((5, 3), 512, (4, 4)),
+    ],
+)
+def test_working_size(size, short, expected):
+    assert working_size(*size, short) == expected
+
+
+def test_working_sizes_are_even_and_keep_the_aspect():
+    rng = np.random.default_rng(0)
+    for width, height, short in rng.integers(64, 2000, (200, 3)).tolist():
+        w, h = working_size(width, height, short)
+        assert w % 2 == h % 2 == 0
+        assert min(w, h) <= short + 1
+        assert w <= width + 1
+        assert h <= height + 1
+        scale = min(1.0, short / min(width, height))
+        assert abs(w - scale * width) <= 1
+        assert abs(h - scale * height) <= 1
+
+
+def test_pixels_become_tensors_from_minus_one_to_one():
+    image = np.zeros((2, 3, 3), np.uint8)
+    image[0, 1] = (0, 255, 51)
+    tensor = pixels(image)
+    assert tensor.shape == (3, 2, 3)
+    torch.testing.assert_close(tensor[:, 0, 1], torch.tensor([-1.0, 1.0, -0.6]))
+    assert pixels(image[:, ::-1]).shape == (3, 2, 3)  # views, too
+
+
+def test_what_is_stored_comes_back(puppet):
+    gathered = puppet.gathered(puppet.body(), puppet.body((80, 80)), puppet.body((150, 120)), details=True)
+    stored = arrays(gathered)
+    known = references(stored)
+    assert known.rgb.shape == (1, 3, 3, 160, 128)
+    assert known.matte.shape == (1, 3, 1, 160, 128)
+    assert known.plate.shape == (1, 3, 160, 128)
+    assert known.poses.picture == (160, 128)
+    for k in range(3):
+        torch.testing.assert_close(known.rgb[0, k], pixels(gathered.frames[k]))
+        np.testing.assert_allclose(known.matte[0, k, 0], gathered.mattes[k], atol=0.5 / 255 + 1e-6)
+    torch.testing.assert_close(known.plate[0], pixels(gathered.plate.image))
+    np.testing.assert_array_equal(known.poses.body[0], gathered.poses.body)
+    np.testing.assert_array_equal(known.poses.face[0], gathered.poses.face)
+    np.testing.assert_array_equal(known.poses.hands[0], gathered.poses.hands)
+    track = stored_track(stored, "track")
+    assert track.size == gathered.size == (128, 160)
+    np.testing.assert_array_equal(track.body, gathered.track.body)
+    assert known.shadow == pytest.approx(contact_shadow(gathered))
+
+
+def test_some_references_in_another_size(puppet):
+    stored = arrays(puppet.gathered(puppet.body(), puppet.body((80, 80)), puppet.body((150, 120)), details=True))
+    whole, some = references(stored), references(stored, [2, 0], (64, 80))
+    assert some.rgb.shape == (1, 2, 3, 80, 64)
+    assert some.matte.shape == (1, 2, 1, 80, 64)
+    assert some.plate.shape == (1, 3, 80, 64)
+    assert some.poses.picture == (80, 64)
+    for mine, theirs in enumerate((2, 0)):
+        torch.testing.assert_close(some.poses.body[0, mine, :, :3], whole.poses.body[0, theirs, :, :3] / 2)
+        torch.testing.assert_close(some.poses.face[0, mine], whole.poses.face[0, theirs] / 2)
+        small = torch.nn.functional.interpolate(whole.rgb[0, theirs][None], (80, 64), mode="area")[0]
+        torch.testing.assert_close(some.rgb[0, mine], small, atol=0.01, rtol=0)  # rounded to 8 bits
+    assert references(stored, [1], (128, 160)).rgb.shape == (1, 1, 3, 160, 128)
+
+
+def test_missing_faces_stay_missing(puppet):
+    stored = arrays(puppet.gathered(puppet.body()))
+    assert references(stored, size=(64, 80)).poses.face.isnan().all()
+    assert np.isnan(stored_track(stored, "pose").hands).all()
+
+
+# ------------------------------------------------------------------------------------------------ the choice
+
+
+def test_blur_lowers_sharpness(puppet):
+    body = puppet.body()
+    picture = puppet.cloth(0)
+    values = [sharpness(cv2.GaussianBlur(picture, (0, 0), s) if s else picture, body) for s in (0, 0.7, 1.5, 3)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 1.5 * values[2]
+    nobody = np.full((33, 4), np.nan, np.float32)
+    assert sharpness(picture, nobody) == 0
+    assert np.isfinite(sharpness(picture, puppet.body(at=(-300, 900))))  # far outside
+
+
+POSES = [{}, {"left": (90, 90), "right": (20, 20)}, {"left": (30, 30), "right": (160, 170)}]
+
+
+def test_different_poses_are_chosen_before_repeated_ones(puppet):
+    bodies = [puppet.body(**POSES[n]) for n in (0, 0, 0, 0, 1, 0, 2, 0, 0)]
+    chosen = choose(puppet.track(*bodies), np.ones(9), 3)
+    assert len(set(chosen)) == 3
+    assert {4, 6} < set(chosen)
+
+
+def test_of_equal_poses_the_sharp_picture_is_chosen(puppet):
+    bodies = [puppet.body(**POSES[n]) for n in (0, 0, 0, 1, 1, 1)]
+    sharp = np.array([0.2, 0.9, 0.3, 0.3, 0.2, 0.8])
+    assert set(choose(puppet.track(*bodies), sharp, 2)) == {1, 5}
+
+
+def test_of_equal_poses_the_whole_person_is_chosen(puppet):
+    bodies = [puppet.body(at=(64, 130)), puppet.body(), puppet.body(at=(8, 76))]
+    assert choose(puppet.track(*bodies), np.ones(3), 1) == [1]
+
+
+def test_never_more_than_there_are_and_none_twice(puppet):
+    bodies = [puppet.body((angle, 20)) for angle in range(0, 100, 20)]
+    for count in (1, 4, 5, 9):
+        chosen = choose(puppet.track(*bodies), np.ones(5), count)
+        assert len(chosen) == len(set(chosen)) == min(count, 5)
+
+
+# ------------------------------------------------------------------------------------------------ a video
+
+
+class Seen:
+    """Stands in for the pose estimator: knows the poses and mattes of a made-up clip."""
+
+    def __init__(self, track: PoseTrack, mattes: Sequence[np.ndarray], pictures: Sequence[Image]) -> None:
+        self.track, self.mattes = track, mattes
+        self.thumbs = np.stack([cv2.resize(p, (16, 16), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
+        self.options: list[PoseOptions] = []
+
+    def estimate(self, path, options, *, start=0.0, end=None, progress=None) -> PoseTrack:
+        self.options.append(options)
+        last = len(self.track) if end is None else int(np.ceil(end * self.track.fps))
+        return self.track.select(slice(0, last))
+
+    def estimate_images(self, images, options):
+        found = []
+        for image in images:
+            thumb = cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA)
+            i = int(((self.thumbs - thumb) ** 2).sum((1, 2, 3)).argmin())
+            mask = cv2.resize(self.mattes[i], image.shape[1::-1], interpolation=cv2.INTER_AREA)
+            found.append((self.track.select([i]).scaled(image.shape[1::-1]), cv2.GaussianBlur(mask, (0, 0), 2)))
+        return found
+
+
+@pytest.fixture
+def clip(puppet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Seen]:
+    """24 pictures at 12 frames/s of the puppet, which walks and raises its arms; nobody is found in frame 20."""
+    size = (128, 160)
+    plate = puppet.cloth(99, size, 2.0)
+    bodies = [puppet.body((7 * i, 7 * i), (25, 25), at=(34 + 2.5 * i, 76)) for i in range(24)]
+    pictures = [puppet.picture(b, plate, seed=1) for b in bodies]
+    path = tmp_path / "clip.mp4"
+    with open_writer(path, size, Fraction(12), crf=2) as write:
+        for picture in pictures:
+            write(picture)
+    track = replace(puppet.track(*bodies, details=True), fps=Fraction(12))
+    for values in (track.body, track.world, track.face, track.hands):
+        values[20] = np.nan
+    seen = Seen(replace(track, missed=(20,)), [puppet.matte(b) for b in bodies], pictures)
+    monkeypatch.setattr(module, "estimate", seen.estimate)
+    monkeypatch.setattr(module, "estimate_images", seen.estimate_images)
+    return path, seen
+
+
+def iou(matte: np.ndarray, truth: np.ndarray) -> float:
+    a, b = matte > 0.5, truth > 0.5
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_references_from_a_video(clip, puppet):
+    path, seen = clip
+    gathered = from_video(path, count=4, size=512, person="10,20", progress=Silent())
+    assert seen.options == [PoseOptions(person="10,20")]
+    assert gathered.size == (128, 160)
+    assert gathered.frames.shape == gathered.pictures.shape == (4, 160, 128, 3)
+    assert gathered.mattes.shape == (4, 160, 128)
+    assert gathered.mattes.dtype == np.float32
+    assert gathered.fps == 12
+    assert len(set(gathered.picked)) == 4
+    assert 20 not in gathered.picked  # nobody there
+    assert len(gathered.track) >= 20
+    for k, i in enumerate(gathered.picked):
+        np.testing.assert_allclose(gathered.poses.body[k], seen.track.body[i], atol=1e-4)
+        assert len(gathered.windows[k]) == min(3, i + 1)
+        assert iou(gathered.mattes[k], seen.mattes[i]) > 0.85
+        solid = gathered.mattes[k] > 0.96
+        np.testing.assert_array_equal(gathered.frames[k][solid], gathered.pictures[k][solid])
+    # Everybody's place was free at some time.
+    error = gathered.plate.image.astype(float) - puppet.cloth(99, (128, 160), 2.0)
+    assert np.abs(error).mean() < 4
+    assert not gathered.plate.camera_moves
+
+
+def test_picked_frames_are_taken_in_their_order(clip):
+    path, seen = clip
+    gathered = from_video(path, count=2, size=512, pick=(17, 0), progress=Silent())
+    assert gathered.picked == (17, 0)
+    assert [len(w) for w in gathered.windows] == [3, 1]
+    np.testing.assert_allclose(gathered.poses.body, seen.track.body[[17, 0]], atol=1e-4)
+    np.testing.assert_allclose(gathered.windows[0].body, seen.track.body[[15, 16, 17]], atol=1e-4)
+
+
+def test_the_size_scales_pictures_and_poses(clip):
+    path, seen = clip
+    gathered = from_video(path, count=1, size=64, pick=(9,), progress=Silent())
+    assert gathered.size == (64, 80)
+    assert gathered.plate.image.shape == (80, 64, 3)
+    np.testing.assert_allclose(gathered.poses.body[0, :, :3], seen.track.body[9, :, :3] / 2, atol=1e-3)
+
+
+def test_the_plate_can_come_from_the_references_alone(clip, puppet):
+    path, _ = clip
+    gathered = from_video(path, count=2, size=512, pick=(0, 1), plate_from="frames", progress=Silent())
+    assert (gathered.plate.seen == 0).any()  # the person stands at the same place in both
+    whole = from_video(path, count=2, size=512, pick=(0, 1), progress=Silent())
+    assert (whole.plate.seen == 0).sum() < (gathered.plate.seen == 0).sum()
+
+
+def test_frames_that_cannot_be_picked(clip):
+    path, _ = clip
+    with pytest.raises(UsageError, match=r"clip\.mp4 has no frame 24: it has 24, counted from 0") as e:
+        from_video(path, count=2, size=512, pick=(3, 24), progress=Silent())
+    assert "--pick" in e.value.remedy
+    with pytest.raises(NobodyFound, match="No person was found in frame 20"):
+        from_video(path, count=1, size=512, pick=(20,), progress=Silent())
+
+
+def test_too_few_frames_with_a_person(clip):
+    path, _ = clip
+    with pytest.raises(NobodyFound, match="only 23 frames, fewer than the 24") as e:
+        from_video(path, count=24, size=512, progress=Silent())
+    assert "--frames 23" in e.value.remedy
+
+
+def test_only_the_beginning_of_a_long_video_is_looked_at(clip, monkeypatch):
+    path, _ = clip
+    monkeypatch.setattr(module, "LONGEST", 0.9)
+    listener = Listener()
+    gathered = from_video(path, count=3, size=512, progress=listener)
+    assert max(gathered.picked) < 0.9 * 12
+    assert len(gathered.track) <= 11
+    assert any("Only the first" in note for note in listener.notes)
+    # What is picked may lie behind.
+    assert from_video(path, count=1, size=512, pick=(22,), progress=Silent()).picked == (22,)
+
+
+def test_a_moving_camera_is_told(puppet, tmp_path, monkeypatch):
+    scene = puppet.cloth(99, (260, 160), 2.0)
+    pictures, bodies = [], [puppet.body()] * 9
+    for i in range(9):
+        pictures.append(puppet.picture(bodies[0], np.ascontiguousarray(scene[:, 8 * i : 8 * i + 128]), seed=1))
+    path = tmp_path / "pan.mp4"
+    with open_writer(path, (128, 160), Fraction(12), crf=2) as write:
+        for picture in pictures:
+            write(picture)
+    seen = Seen(puppet.track(*bodies), [puppet.matte(bodies[0])] * 9, pictures)
+    monkeypatch.setattr(module, "estimate", seen.estimate)
+    monkeypatch.setattr(module, "estimate_images", seen.estimate_images)
+    listener = Listener()
+    assert from_video(path, count=2, size=512, progress=listener).plate.camera_moves
+    assert any("camera moves in pan.mp4" in warning for warning in listener.warnings)
+
+
+# ------------------------------------------------------------------------------------------------ photos
+
+
+@pytest.fixture
+def photos(puppet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Three photos of the puppet in different sizes; the fourth is nearly black and shows nobody."""
+    poses = [puppet.body(), puppet.body((90, 90)), puppet.body((30, 20), (150, 160))]
+    pictures = [puppet.picture(b, puppet.cloth(90 + k, sigma=3.0), seed=k) for k, b in enumerate(poses)]
+    pictures[1] = cv2.resize(pictures[1], (256, 320), interpolation=cv2.INTER_CUBIC)
+    pictures[2] = cv2.copyMakeBorder(pictures[2], 0, 0, 40, 40, cv2.BORDER_REPLICATE)  # 208x160: wider than the first
+    pictures.append(np.full((50, 60, 3), 3, np.uint8))
+    paths = [tmp_path / f"{name}.png" for name in ("one", "two", "three", "dark")]
+    for path, picture in zip(paths, pictures, strict=True):
+        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def look(images, options):
+        (image,) = images
+        size = image.shape[1::-1]
+        if image.mean() < 30:
+            empty = replace(puppet.track(poses[0]), body=np.full((1, 33, 4), np.nan, np.float32), size=size)
+            return [(empty, np.zeros(image.shape[:2], np.float32))]
+        k = int(np.argmin([np.abs(cv2.resize(p, size).astype(float) - image).mean() for p in expected]))
+        track = puppet.track(bodies[k])
+        matte = puppet.matte(bodies[k])
+        return [(track.scaled(size), cv2.resize(matte, size, interpolation=cv2.INTER_AREA))]
+
+    # In the first photo's frame; the third is fitted into its width.
+    factor = 128 / 208
+    moved = poses[2].copy()
+    moved[:, :3] *= factor
+    moved[:, 0] += 40 * factor
+    moved[:, 1] += (160 - round(160 * factor)) / 2
+    bodies = [poses[0], poses[1], moved]
+    inner = cv2.resize(pictures[2], (128, round(160 * factor)), interpolation=cv2.INTER_AREA)
+    top = (160 - inner.shape[0]) // 2
+    fitted = cv2.copyMakeBorder(inner, top, 160 - inner.shape[0] - top, 0, 0, cv2.BORDER_REPLICATE)
+    expected = [pictures[0], cv2.resize(pictures[1], (128, 160), interpolation=cv2.INTER_AREA), fitted]
+    monkeypatch.setattr(module, "estimate_images", look)
+    return paths
+
+
+def test_photos_of_different_sizes_share_the_first_ones_picture(photos):
+    gathered = from_photos(photos[:3], count=3, size=512, progress=Silent())
+    assert gathered.size == (128, 160)
+    assert gathered.fps == 25
+    assert sorted(gathered.picked) == [0, 1, 2]
+    assert [len(w) for w in gathered.windows] == [1, 1, 1]
+    assert (gathered.mattes.max((1, 2)) > 0.95).all()
+    # Each pose lies on its own matte.
+    for k in range(3):
+        for joint in (0, 13, 14, 25, 26):
+            x, y = gathered.poses.body[k, joint, :2].astype(int)
+            assert gathered.mattes[k, y, x] > 0.5, (k, joint)
+
+
+def test_picked_photos(photos):
+    listener = Listener()
+    gathered = from_photos(photos, count=5, size=512, pick=(2, 0), progress=listener)
+    assert gathered.picked == (2, 0)
+    for wrong in (3, 7):  # nobody in it; no such photo
+        with pytest.raises(UsageError, match=f"no usable photo {wrong} among the 4"):
+            from_photos(photos, count=5, size=512, pick=(wrong,), progress=Silent())
+
+
+def test_a_photo_with_nobody_is_named(photos):
+    with pytest.raises(NobodyFound, match=r"dark\.png"):
+        from_photos(photos, count=5, size=512, progress=Silent())
+    with pytest.raises(NobodyFound, match=r"dark\.png"):
+        from_photos(photos[3:], count=1, size=512, progress=Silent())
+    # Not when enough others show the person.
+    assert len(from_photos(photos, count=2, size=512, progress=Silent()).frames) == 2
+
+
+def test_fewer_photos_than_asked_for_are_said(photos):
+    listener = Listener()
+    assert len(from_photos(photos[:2], count=5, size=512, progress=listener).frames) == 2
+    assert any("K is 2, not 5" in note for note in listener.notes)
+
+
+def test_a_photo_is_scaled_down_never_up(photos):
+    assert from_photos(photos[1:2], count=1, size=128, progress=Silent()).size == (128, 160)
+    assert from_photos(photos[1:2], count=1, size=4000, progress=Silent()).size == (256, 320)
+
+
+def test_a_broken_photo_is_named(photos, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photos[0].read_bytes()[:100])
+    with pytest.raises(InputError, match=r"broken\.png"):
+        from_photos([broken], count=1, size=512, progress=Silent())
+
+
+# ------------------------------------------------------------------------------------------------ the feet's shadow
+
+
+def darkened(puppet, factor: float):
+    """The puppet, with the floor around its feet darkened in soft ellipses."""
+    gathered = puppet.gathered(*(puppet.body(legs=n) for n in (6, 20)))
+    y, x = np.mgrid[:160, :128] + 0.5
+    pictures = []
+    for body, matte in zip(gathered.poses.body, gathered.mattes, strict=True):
+        shade = np.zeros((160, 128))
+        for foot in (29, 30):
+            cx, cy = body[[foot, foot + 2], :2].mean(0)
+            shade = np.maximum(shade, np.hypot((x - cx) / 16, (y - cy) / 9) < 1)
+        floor = gathered.plate.image * (1 - (1 - factor) * shade[..., None])
+        pictures.append(np.round(puppet.cloth() * matte[..., None] + floor * (1 - matte[..., None])))
+    return replace(gathered, pictures=np.clip(pictures, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.8, 0.6])
+def test_the_shadow_under_the_feet_is_measured(puppet, factor):
+    assert contact_shadow(darkened(puppet, factor)) == pytest.approx(1 - factor, abs=0.04)
+
+
+def test_a_bright_floor_casts_no_shadow_and_a_black_one_not_all(puppet):
+    assert contact_shadow(darkened(puppet, 1.2)) == 0
+    assert contact_shadow(darkened(puppet, 0.1)) == 0.5
+
+
+def test_no_shadow_where_the_floor_was_never_seen(puppet):
+    gathered = darkened(puppet, 0.6)
+    hidden = Plate(gathered.plate.image, np.zeros_like(gathered.plate.seen), 0.0)
+    assert contact_shadow(replace(gathered, plate=hidden)) == 0
