@@ -48,7 +48,7 @@ def draw(made: Lessons, k: int) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------ what is known
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3])
 def test_the_picture_left_out_is_unknown_to_its_identity(model, people, count):
     gathered = people[count]
     stored = arrays(gathered)
@@ -194,7 +194,6 @@ def test_a_person_who_cannot_be_measured_has_no_figures(model, people):
 def test_fitting_never_ends_worse_than_it_began(model, people, count):
     from retarget.models.losses import DanceObjective, LossWeights
 
-    # In the right place already but for a cast over all of one picture's colours: worth learning.
     made = lessons(model, people[count])
     start, before = made.validate(), made.measure()
     compute = device.choose("cpu", "fp32")

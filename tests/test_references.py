@@ -238,7 +238,7 @@ def test_references_from_a_video(clip, puppet):
         solid = gathered.mattes[k] > 0.96
         np.testing.assert_array_equal(gathered.frames[k][solid], gathered.pictures[k][solid])
     # Everybody's place was free at some time.
-    error = gathered.plate.image.astype(float) - puppet.cloth(99, (128, 160), 2.0)
+    error = gathered.plate.image.mean(2) - puppet.cloth(99, (128, 160), 2.0).mean(2)  # the video's colours are coarser
     assert np.abs(error).mean() < 4
     assert not gathered.plate.camera_moves
 
