@@ -8,6 +8,7 @@ with the length of the video.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -123,6 +124,11 @@ def check(options: DriveOptions, source: Path, out: Path) -> None:
         raise UsageError(f"{out.name} cannot hold transparency.", "Use --background transparent with .mov or .webm.")
     if options.background == "transparent" and options.compare:
         raise UsageError("--compare does not go with --background transparent.", "Leave one of them out.")
+    if options.background.startswith("#") and not re.fullmatch("#[0-9a-fA-F]{6}", options.background):
+        raise UsageError(f"“{options.background}” is no colour.", "Use #rrggbb, for example --background '#00ff00'.")
+    for used in (source, Path(options.background)):
+        if out.exists() and used.is_file() and out.samefile(used):
+            raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
     if source.suffix == ".npz" and (options.compare or options.background == "source"):
         raise UsageError(f"{source.name} holds a motion without pictures.", "Use the video itself as --source.")
 

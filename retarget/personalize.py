@@ -81,6 +81,8 @@ def personalize(
     check(options)
     paths = expand([inputs] if isinstance(inputs, str | Path) else list(inputs))
 
+    import torch
+
     from . import avatar as store
     from . import device
     from .preview import preview
@@ -88,11 +90,15 @@ def personalize(
 
     compute = device.choose(options.device, options.precision, progress=progress)
     name = store.check_name(options.name) if options.name else store.name_for(_origin(inputs, paths))
-    model, weights, config = start(options.model, progress)
-    gathered = gather(paths, options, progress)
-    stored = arrays(gathered)
-    quality = fine_tune(model, stored, gathered, options, compute, progress) if options.steps else {}
-    progress.stage("Saving the avatar", None)
+    # One seed for all that is random, and the caller's random numbers stay as they are.
+    with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        model, weights, config = start(options.model, progress)
+        gathered = gather(paths, options, progress)
+        stored = arrays(gathered)
+        quality = fine_tune(model, stored, gathered, options, compute, progress) if options.steps else {}
+        progress.stage("Saving the avatar", None)
+        picture = preview(gathered, stored, model, compute)
     meta = store.AvatarMeta(
         name=name,
         model=options.model,
@@ -110,7 +116,7 @@ def personalize(
         },
     )
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if options.steps or weights else {}
-    return store.save_avatar(name, meta, stored, state, preview(gathered, stored, model, compute))
+    return store.save_avatar(name, meta, stored, state, picture)
 
 
 def changed(options: Any, changes: dict[str, Any]) -> Any:
@@ -206,15 +212,12 @@ def fine_tune(
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
     the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3).
     """
-    import torch
-
     from . import weights
     from .lessons import Lessons
     from .models.losses import VGG19, DanceObjective, LossWeights
     from .training.fit import FitOptions, fit
 
     progress.stage("Preparing pairs", None)
-    torch.manual_seed(options.seed)
     lessons = Lessons(model, stored, gathered, TRAINING_SIDE, compute, seed=options.seed)
     # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
     vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None

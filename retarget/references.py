@@ -189,7 +189,7 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     cost = cost + penalty[None, :, None] + 0.5 * (1 - looks.visible)[None]
     # Poses that are held or repeated count once: what the person looks like matters, not for how long.
     looks_alike = (np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1).mean(2) < 0.25).sum(1)
-    weight = 1 / looks_alike
+    weight = 1 / np.sqrt(looks_alike)
     best = np.full(cost[:, 0].shape, 4.0)
     chosen: list[int] = []
     for _ in range(min(count, len(track))):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from retarget import parts
+from retarget.parts import layout as laying_out
 from retarget.parts import Cutouts, Skeleton, affines, choose, cut, inverse, lay_out, part_mattes, render, skeletons
 from retarget.skeleton import MIRROR, PARENT, PART, PARTS
 
@@ -154,7 +155,7 @@ def total(cost: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """What the assignments (N, P) cost."""
     own = cost[np.arange(len(PARENT)), chosen].sum(-1)
     apart = sum((chosen[:, i] != chosen[:, parent]).astype(float) for i, parent in enumerate(PARENT) if parent >= 0)
-    return own + parts.JOINED * apart
+    return own + laying_out.JOINED * apart
 
 
 def test_the_choice_costs_least_of_all_with_two_references():
@@ -184,9 +185,9 @@ def test_parts_stay_together_until_it_pays_to_part(monkeypatch):
     cost = np.zeros((len(PARTS), 2))
     cost[:, 1] = 1.0
     cost[PART["left_hand"]] = (0.5, 0)
-    monkeypatch.setattr(parts, "JOINED", 0.6)
+    monkeypatch.setattr(laying_out, "JOINED", 0.6)
     assert (choose(cost) == 0).all()
-    monkeypatch.setattr(parts, "JOINED", 0.4)
+    monkeypatch.setattr(laying_out, "JOINED", 0.4)
     assert np.flatnonzero(choose(cost)).tolist() == [PART["left_hand"]]
 
 
@@ -291,6 +292,39 @@ def test_half_the_resolution_shows_the_same(puppet):
         np.testing.assert_allclose(centre(alpha), centre(other), atol=0.05)
         np.testing.assert_allclose(alpha.sum(), other.sum(), rtol=0.01)
         np.testing.assert_allclose(fine.sum((1, 2)), coarse.sum((1, 2)), rtol=0.05)
+
+
+def test_the_mirror_shows_the_same_person_the_other_way_round(puppet, monkeypatch):
+    body = puppet.body((85, 150), (20, 40), legs=14, turn=10)
+    track = puppet.track(body, details=True)
+    made = cut_puppet(puppet, body, details=True).with_mirrored(track)
+    assert len(made.skeleton) == 2
+    assert made.handicap[1] > made.handicap[0] == 0
+    width, _ = puppet.size
+    mirrored = body[list(MIRROR)]
+    mirrored[:, 0] = width - mirrored[:, 0]
+    pose = skeletons(puppet.track(mirrored, details=True))
+    for cutouts, tolerance in ((made, 1e-4), (made.halved(), 0.02)):  # halves may begin one pixel later
+        monkeypatch.setattr(laying_out, "choose", lambda cost: np.ones(len(PARTS), int))
+        rgb, alpha, _ = drawn(cutouts, pose)
+        monkeypatch.setattr(laying_out, "choose", lambda cost: np.zeros(len(PARTS), int))
+        plain, matte, _ = drawn(cutouts, made.skeleton.take([0]))
+        assert (alpha - matte.flip(2)).abs().mean() < tolerance
+        assert (rgb - plain.flip(2)).abs().mean() < tolerance
+        assert (plain - plain.flip(2)).abs().mean() > 0.03
+
+
+def test_the_mirror_is_asked_for_what_no_reference_shows(puppet):
+    # The left arm is hidden behind the body; the right one hangs at the side.
+    body = puppet.body((0, 0), (40, 40))
+    matte = puppet.matte(body)
+    track = puppet.track(body)
+    hidden = [PART[f"left_{name}"] for name in ("upper_arm", "lower_arm", "hand")]
+    made = cutouts_of([puppet.cloth(0)], [matte], skeletons(track))
+    made = replace(made, shown=np.where(np.isin(np.arange(len(PARTS)), hidden), 0.0, 1.0)[None])
+    _, state = lay_out(made.with_mirrored(track), skeletons(puppet.track(puppet.body((40, 40), (40, 40)))))
+    assert state.mix.argmax(1)[hidden].tolist() == [1, 1, 1]
+    assert state.mix.argmax(1)[PART["right_lower_arm"]] == 0
 
 
 # ------------------------------------------------------------------------------------------------ drawing

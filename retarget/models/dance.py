@@ -208,7 +208,8 @@ class Dance(RetargetModel):
                 small = F.avg_pool2d(small, 5, 1, 2)
                 small = small[:, :3] / small[:, 3:].clamp_min(0.05)
                 around = F.interpolate(small, condition.size, mode="bilinear", align_corners=False)[0]
-                rgb = rgb * (matte / alpha.clamp_min(1e-3)).clamp_max(1) + (matte - alpha).clamp_min(0) * around
+                kept = (matte / torch.where(alpha > 0, alpha, 1)).clamp_max(1)
+                rgb = rgb * kept + (matte - alpha).clamp_min(0) * around
                 rgb, alpha = rgb + matte * answer[b, 3:] / 2, matte
             frames.append(rgb + (1 - alpha) * plate)
             mattes.append(alpha)

@@ -188,7 +188,9 @@ def test_encoding_a_batch_gives_one_person_each(model, known, puppet):
     )  # fmt: skip
     one, two = model.encode(double)
     assert [t.shape for t in one.levels[0].textures] == [t.shape for t in two.levels[0].textures]
-    torch.testing.assert_close(one.levels[0].textures[1], two.levels[0].textures[1].flip(0), atol=1e-5, rtol=0)
+    mine, theirs = (person.levels[0].textures[1][:2] for person in (one, two))  # as they are, not mirrored
+    assert mine.any()
+    torch.testing.assert_close(mine, theirs.flip(0), atol=1e-5, rtol=0)
 
 
 def test_a_window_can_be_given_pose_by_pose(model, puppet):
@@ -282,7 +284,7 @@ def test_state_is_passed_and_never_kept(model, puppet):
     for s, (mix, depth) in zip(state, copies, strict=True):
         np.testing.assert_array_equal(s.mix, mix)
         np.testing.assert_array_equal(s.depth, depth)
-    assert 0 < new[0].mix[:, 0].max() < 1
+    assert ((new[0].mix > 0) & (new[0].mix < 1)).any()
 
 
 # ------------------------------------------------------------------------------------------------ learning

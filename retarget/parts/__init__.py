@@ -1,0 +1,35 @@
+"""Body parts: cut out of the references, moved onto a driving pose, laid over each other.
+
+Dance Dance Generation §3.1: a person is cut into parts; each part is moved by the affine transform that carries its
+bone in the reference onto its bone in the driving pose. Beyond the paper, which moves the parts of one input frame:
+
+* every part is taken from the best of the K references (or a cross-fade of two), chosen jointly over the body's tree so
+  that neighbours prefer one picture (`choose`);
+* what a part hides behind another part in one reference is completed from the other references (`cut`);
+* the parts are laid over each other by depth (`Layout.order`), not in a fixed order;
+* the head also follows the face mesh, a hand its joints, by a smooth residual field (`Layout.bend`).
+
+Geometry is NumPy on a handful of points; pictures are torch, on the model's device.
+"""
+
+from .cutting import Cutouts, cut, part_mattes
+from .geometry import Skeleton, affines, body_scale, inverse, skeletons
+from .layout import Layout, LayoutState, Piece, choose, contact, lay_out, render
+
+__all__ = [
+    "Cutouts",
+    "Layout",
+    "LayoutState",
+    "Piece",
+    "Skeleton",
+    "affines",
+    "body_scale",
+    "choose",
+    "contact",
+    "cut",
+    "inverse",
+    "lay_out",
+    "part_mattes",
+    "render",
+    "skeletons",
+]

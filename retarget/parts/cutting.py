@@ -1,0 +1,303 @@
+"""Cutting the references into parts, and completing what each part hides of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..skeleton import MIRROR, MIRROR_PART, PARENT, PARTS
+from ..types import Array, PoseTrack
+from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, inverse, skeletons
+
+MIRRORED = 0.5
+"""What it costs to take a part from a mirrored reference (units of feature distance)."""
+
+
+def _distances(skeleton: Skeleton, height: int, width: int) -> tuple[Float, Float]:
+    """For one pose: distance of every pixel to every part in radii (P, H, W), and the part's depth there in metres."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
+    scale = skeleton.scale[0]
+    near = np.empty((len(PARTS), height, width), np.float32)
+    depth = np.empty_like(near)
+    for i, name in enumerate(PARTS):
+        a, b = skeleton.bones[0, i]
+        reach = 1.0
+        if name.endswith("hand"):
+            reach = 1.9  # the bone ends at the knuckles
+        elif name.endswith("foot"):
+            reach = 1.15
+        b = a + (b - a) * reach
+        d = b[:2] - a[:2]
+        s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
+        depth[i] = (a[2] + s * (b[2] - a[2])) / scale
+        if name == "torso":
+            quad = skeleton.points[0, 1, [0, 1, 3, 2]]
+            centre = quad.mean(0)
+            quad = centre + (quad - centre) * (1.0, 1.05)
+            near[i] = 0.9 + _outside(quad, x, y) / (RADII[i] * scale)
+        else:
+            near[i] = np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]) / (RADII[i] * scale)
+        depth[i] -= FRONT[name]
+    return near, depth
+
+
+def _outside(quad: Float, x: Array, y: Array) -> Array:
+    """Distance of each pixel to a quadrilateral; 0 inside."""
+    distance = np.full(x.shape, np.inf, np.float32)
+    crossings = np.zeros(x.shape, bool)
+    for a, b in zip(quad, np.roll(quad, -1, 0), strict=True):
+        d = b - a
+        s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
+        distance = np.minimum(distance, np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            crossings ^= ((a[1] > y) != (b[1] > y)) & (x < d[0] * (y - a[1]) / d[1] + a[0])
+    distance[crossings] = 0
+    return distance
+
+
+def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
+    """Who owns which pixel of a reference.
+
+    Args:
+        skeleton: one pose (N = 1) in the reference's pixels.
+        matte: (H, W) float32 in 0..1.
+
+    Returns:
+        own    (P, H, W) float32: soft part mattes; neighbours overlap around their joint, so that bending tears no gap.
+        core   (P, H, W) float32: where the part may be, seen or hidden: what others hide of it is completed there.
+        alone  (P,) in 0..1: how much of the part's surroundings is background. A hand before the chest cannot be cut
+               out as cleanly as a hand in the air.
+    """
+    h, w = matte.shape
+    own = np.zeros((len(PARTS), h, w), np.float32)
+    core = np.zeros_like(own)
+    ys, xs = np.nonzero(matte > 0.01)
+    if len(ys) == 0:
+        return own, core, np.zeros(len(PARTS))
+    y0, y1, x0, x1 = int(ys.min()), int(ys.max()) + 1, int(xs.min()), int(xs.max()) + 1
+    shifted = Skeleton(
+        skeleton.bones - (x0, y0, 0), skeleton.points - (x0, y0), skeleton.scale,
+        skeleton.features, skeleton.visible, skeleton.face - (x0, y0),
+    )  # fmt: skip
+    near, depth = _distances(shifted, y1 - y0, x1 - x0)
+    covers = near < 1.1
+    front = np.where(covers, depth, np.inf).min(0)
+    behind = np.clip((depth - front) / 0.25, 0, 1)
+    score = near + 0.9 * np.where(np.isfinite(behind), behind, 0)
+    small = np.array([not (p == "torso" or p.endswith("leg")) for p in PARTS])[:, None, None]
+    # Loose clothes hang on torso and legs, where these are near.
+    score += small * 2.0 * np.clip(near - 1.5, 0, None) * (near[~small[:, 0, 0]].min(0) < 2.2)
+    weight = np.exp(-(score - score.min(0)) / 0.10)
+    weight /= weight.sum(0)
+    y, x = np.mgrid[0 : y1 - y0, 0 : x1 - x0].astype(np.float32) + 0.5
+    joined = weight.copy()
+    for i, parent in enumerate(PARENT):
+        if parent < 0:
+            continue
+        joint = shifted.bones[0, i, 0, :2]
+        size = JOINT.get(PARTS[i], 1.0) * RADII[i] * shifted.scale[0]
+        disc = np.exp(-((((x - joint[0]) ** 2 + (y - joint[1]) ** 2) / size**2) ** 2))
+        joined[i] += weight[parent] * disc
+        joined[parent] += weight[i] * disc
+    box = (slice(y0, y1), slice(x0, x1))
+    alone = np.zeros(len(PARTS))
+    for i in range(len(PARTS)):
+        ring = (near[i] > 1.0) & (near[i] < 1.8)
+        alone[i] = 1 - matte[box][ring].mean() if ring.any() else 0
+        # What is far from every bone is no part of the person.
+        own[i][box] = matte[box] * np.clip((joined[i] - 0.3) / 0.3, 0, 1) * np.clip(FAR - near[i], 0, 1)
+        limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
+        core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
+    return own, core, alone
+
+
+@dataclass(frozen=True)
+class Cutouts:
+    """Every part of every reference as a small picture.
+
+    textures  per part and for the `SKIRT`, (K, 4, h, w) float: R, G, B in 0..1 continued past the border, and alpha.
+    origins   (P + 1, K, 2): the pixel of the reference that a texture's top left corner is.
+    shrink    textures are the reference reduced by this factor.
+    skeleton  the K references' skeletons, in the references' full pixels.
+    shown     (K, P): share of the part that the reference really shows.
+    handicap  (K,): what it costs to take anything from a reference, in units of feature distance.
+    """
+
+    textures: tuple[torch.Tensor, ...]
+    origins: Float
+    shrink: int
+    skeleton: Skeleton
+    shown: Float
+    handicap: Float
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Cutouts:
+        return replace(self, textures=tuple(t.to(device, dtype) for t in self.textures))
+
+    def halved(self) -> Cutouts:
+        """The same at half the resolution."""
+        textures = []
+        for t in self.textures:
+            pad = (0, t.shape[3] % 2, 0, t.shape[2] % 2)
+            textures.append(F.avg_pool2d(F.pad(t, pad, mode="replicate"), 2))
+        return replace(self, textures=tuple(textures), shrink=self.shrink * 2)
+
+    def with_mirrored(self, track: PoseTrack) -> Cutouts:
+        """Twice the references: these, and each as the mirror shows it, its left parts serving as right ones.
+
+        The far arm of somebody filmed from the side is nowhere to be seen, and a face filmed from the left must turn
+        right: the mirror knows. Lettering would be reversed, so mirrored references have a handicap.
+
+        Args:
+            track: the poses that `skeleton` was made of.
+        """
+        width = track.size[0]
+        body = track.body[:, MIRROR].copy()
+        body[..., 0] = width - body[..., 0]
+        hands = track.hands[:, ::-1].copy()
+        hands[..., 0] = width - hands[..., 0]
+        # The mesh's points have no simple mirror images; the face's joints will do.
+        other = skeletons(replace(track, body=body, hands=hands, face=np.full_like(track.face, np.nan)))
+        textures, origins = [], []
+        for p in range(len(self.textures)):
+            q = MIRROR_PART[p] if p < len(PARTS) else p
+            mine, theirs = self.textures[p], self.textures[q].flip(3)
+            h, w = max(mine.shape[2], theirs.shape[2]), max(mine.shape[3], theirs.shape[3])
+            padded = [F.pad(t, (0, w - t.shape[3], 0, h - t.shape[2]), mode="replicate") for t in (mine, theirs)]
+            textures.append(torch.cat(padded))
+            corner = self.origins[q].copy()
+            corner[:, 0] = width - corner[:, 0] - theirs.shape[3] * self.shrink
+            origins.append(np.concatenate([self.origins[p], corner]))
+        return Cutouts(
+            tuple(textures),
+            np.stack(origins),
+            self.shrink,
+            self.skeleton.joined(other),
+            np.concatenate([self.shown, self.shown[:, list(MIRROR_PART)]]),
+            np.concatenate([self.handicap, self.handicap + MIRRORED]),
+        )
+
+
+def _crispness(frames: torch.Tensor, own: torch.Tensor) -> Float:
+    """How much fine detail each part of each reference shows, (K, P): motion blurs parts, not pictures."""
+    grey = frames.mean(1, keepdim=True)
+    fine = (grey - torch.cat([_blur(g[None], 1.0) for g in grey])).abs()
+    inside = (own > 0.8).float()
+    found = (fine * inside).sum((2, 3)) / inside.sum((2, 3)).clamp_min(1)
+    return found.numpy().astype(np.float64)
+
+
+def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of (1, C, h, w), borders repeated. OpenCV: many times faster than a convolution on a CPU."""
+    picture = np.ascontiguousarray(x[0].permute(1, 2, 0).numpy())
+    blurred = cv2.GaussianBlur(picture, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return torch.from_numpy(blurred.reshape(picture.shape)).permute(2, 0, 1)[None]
+
+
+def _extend(rgb: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Continue colours (1, 3, h, w) from where `known` (1, 1, h, w) is 1 to everywhere."""
+    out, done = rgb * known, known
+    for sigma in (1.0, 2.0, 4.0, 8.0, 16.0):
+        if sigma * 3 >= min(rgb.shape[2:]):
+            break
+        weight = _blur(known, sigma)
+        colour = _blur(rgb * known, sigma) / weight.clamp_min(1e-5)
+        fresh = (weight > 0.01).to(rgb.dtype) * (1 - done)
+        out, done = out + fresh * colour, (done + fresh).clamp_max(1)
+    mean = (rgb * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1e-5)
+    return out + (1 - done) * mean
+
+
+def cut(
+    frames: torch.Tensor,
+    own: torch.Tensor,
+    core: torch.Tensor,
+    mattes: torch.Tensor,
+    alone: Float,
+    skeleton: Skeleton,
+) -> Cutouts:
+    """Cut K references into parts and complete what each hides.
+
+    Args:
+        frames: (K, 3, H, W) float32 in 0..1, the person's own colours under the matte (`background.unmix`).
+        own, core, alone: (K, P, H, W), (K, P, H, W), (K, P) from `part_mattes`.
+        mattes: (K, 1, H, W) float32 in 0..1.
+        skeleton: the K references' skeletons.
+    """
+    k, _, h, w = frames.shape
+    moves = affines(skeleton, skeleton)  # (to, from, P, 2, 3)
+    shown = (own.sum((2, 3)) / (0.6 * core.sum((2, 3)) + 1)).clamp_max(1).numpy().astype(np.float64)
+    outside = np.stack([((b[..., :2] < 0) | (b[..., :2] > (w, h))).any(-1).mean(-1) for b in skeleton.bones])
+    shown = shown * (1 - 0.5 * outside) * (0.3 + 0.7 * skeleton.visible)
+    crisp = _crispness(frames, own)
+    shown = np.clip(shown - 0.35 * (1 - crisp / np.maximum(crisp.max(0), 1e-6)), 0, 1)
+    limbs = np.array([0.0 if p in ("head", "torso") else 0.35 for p in PARTS])
+    shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
+    textures, origins = [], np.zeros((len(PARTS) + 1, k, 2))
+    own = torch.cat([own, own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
+    core = torch.cat([core, core[:, HIPS].amax(1, keepdim=True)], 1)
+    moves = np.concatenate([moves, moves[:, :, 1:2]], 2)
+    for p in range(len(PARTS) + 1):
+        boxes = []
+        for i in range(k):
+            ys, xs = torch.nonzero(torch.maximum(own[i, p], core[i, p] * mattes[i, 0]) > 0.02, as_tuple=True)
+            boxes.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(ys) else None)
+        real = [b for b in boxes if b]
+        bw = max([b[2] - b[0] for b in real], default=1) + 8
+        bh = max([b[3] - b[1] for b in real], default=1) + 8
+        sheet = torch.zeros(k, 4, bh, bw)
+        for i in range(k):
+            box = boxes[i]
+            if box is None:
+                continue
+            x0, y0 = box[0] - (bw - (box[2] - box[0])) // 2, box[1] - (bh - (box[3] - box[1])) // 2
+            origins[p, i] = x0, y0
+
+            def crop(picture: torch.Tensor, x0: int = x0, y0: int = y0, bw: int = bw, bh: int = bh) -> torch.Tensor:
+                left, top = max(0, -x0), max(0, -y0)
+                right, bottom = max(0, x0 + bw - w), max(0, y0 + bh - h)
+                inner = picture[..., max(0, y0) : y0 + bh - bottom, max(0, x0) : x0 + bw - right]
+                return F.pad(inner, (left, right, top, bottom))
+
+            alpha = crop(own[i, p][None, None])
+            colour = crop(frames[i][None])
+            solid = (alpha > 0.6).float()
+            hidden = (crop(mattes[i][None]) - alpha).clamp_min(0)
+            hidden = hidden * crop(core[i, p][None, None])
+            root = p if p < len(PARTS) else 1
+            order = sorted((j for j in range(k) if j != i), key=lambda j: -shown[j, root])
+            filled = torch.zeros_like(alpha)
+            for j in order:
+                if shown[j, root] < 0.3 or float(hidden.max()) < 0.05:
+                    continue
+                back = torch.from_numpy(inverse(moves[i, j, p])).float()
+                grid = _grid(back, x0, y0, bw, bh, w, h)
+                other = F.grid_sample(torch.cat([frames[j], own[j, p][None]])[None], grid, align_corners=False)
+                add = torch.minimum(other[:, 3:], hidden) * (1 - filled)
+                colour = colour * (1 - add) + other[:, :3] * add
+                solid = torch.maximum(solid * (1 - add), (add > 0.6).float())
+                alpha = torch.maximum(alpha, add)
+                filled = torch.maximum(filled, add)
+                hidden = hidden * (1 - add)
+            inside = torch.minimum(crop(core[i, p][None, None]), hidden)
+            if float(solid.sum()) > 8:
+                inside = inside * (p in (*HIPS, SKIRT))
+                colour = torch.where(solid > 0, colour, _extend(colour, solid))
+                alpha = torch.maximum(alpha, inside)
+            alpha[..., :2, :] = alpha[..., -2:, :] = 0
+            alpha[..., :2] = alpha[..., -2:] = 0
+            sheet[i] = torch.cat([colour, alpha], 1)[0]
+        textures.append(sheet)
+    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros(k))
+
+
+def _grid(back: torch.Tensor, x0: int, y0: int, bw: int, bh: int, w: int, h: int) -> torch.Tensor:
+    """Sampling grid (1, bh, bw, 2) of the box at (x0, y0), mapped by `back` (2, 3) into a picture of w x h pixels."""
+    y = torch.arange(y0, y0 + bh, device=back.device, dtype=back.dtype)[:, None] + 0.5
+    x = torch.arange(x0, x0 + bw, device=back.device, dtype=back.dtype)[None] + 0.5
+    u = back[0, 0] * x + back[0, 1] * y + back[0, 2]
+    v = back[1, 0] * x + back[1, 1] * y + back[1, 2]
+    return torch.stack([u * (2 / w) - 1, v * (2 / h) - 1], -1)[None]

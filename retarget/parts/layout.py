@@ -1,0 +1,276 @@
+"""Laying the parts out on a driving pose, over each other by depth, and drawing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from ..skeleton import PARENT, PART, PARTS
+from .cutting import Cutouts
+from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, inverse
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part of one reference, where it goes. Coordinates are pixels of the avatar's picture.
+
+    part     index of the texture.
+    ref      index of the reference.
+    weight   its share in the part's cross-fade, 0..1.
+    back     (2, 3) affine transform output → reference.
+    box      (x0, y0, x1, y1) integers: what it can cover in the output.
+    bend     (3, n, n) grid over the box: what is added to `back`, in the reference's pixels, and a factor of alpha; or
+             None.
+    """
+
+    part: int
+    ref: int
+    weight: float
+    back: Float
+    box: tuple[int, int, int, int]
+    bend: Float | None = None
+
+
+Layout = tuple[tuple[Piece, ...], ...]
+"""The layers of one output picture, back to front; the pieces of a layer are cross-faded."""
+
+
+@dataclass(frozen=True)
+class LayoutState:
+    """What one frame's layout hands to the next: the mix of references and the depths of the parts."""
+
+    mix: Float
+    depth: Float
+
+
+JOINED = 0.6
+"""What it costs two joined parts to come from different references (units of feature distance)."""
+STICKY = 0.10
+"""What it costs a part to change its reference from one frame to the next."""
+FADE = 0.7
+"""Share of a change of reference that happens in each frame."""
+
+
+def choose(cost: Float) -> npt.NDArray[np.intp]:
+    """The reference of each part, jointly: least sum of `cost` (P, K) plus `JOINED` for each joint whose two parts come
+    from different references. Exact, by dynamic programming over the body's tree. Returns (P,)."""
+    total, best = cost.copy(), {}
+    children = sorted((i for i, parent in enumerate(PARENT) if parent >= 0), key=lambda i: -_depth_in_tree(i))
+    for i in children:
+        stay, leave = total[i], total[i].min() + JOINED
+        best[i] = (stay <= leave, int(total[i].argmin()))
+        total[PARENT[i]] = total[PARENT[i]] + np.minimum(stay, leave)
+    chosen = np.zeros(len(PARENT), np.intp)
+    root = PARENT.index(-1)
+    chosen[root] = total[root].argmin()
+    for i in reversed(children):
+        stays, other = best[i]
+        chosen[i] = chosen[PARENT[i]] if stays[chosen[PARENT[i]]] else other
+    return chosen
+
+
+def _depth_in_tree(i: int) -> int:
+    return 0 if PARENT[i] < 0 else 1 + _depth_in_tree(PARENT[i])
+
+
+def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) -> tuple[Layout, LayoutState]:
+    """Choose references, transforms and order for one driving pose (N = 1)."""
+    refs = cutouts.skeleton
+    difference = pose.features[0][None] - refs.features  # (K, P, 11)
+    cost = np.linalg.norm(difference, axis=-1).T + cutouts.handicap
+    cost += 1.5 * (1 - cutouts.shown.T) + 4.0 * np.clip(0.5 - cutouts.shown.T, 0, None)
+    length = np.linalg.norm(pose.bones[0, :, 1, :2] - pose.bones[0, :, 0, :2], axis=-1) / pose.scale[0]
+    shown_length = np.linalg.norm(refs.bones[:, :, 1, :2] - refs.bones[:, :, 0, :2], axis=-1) / refs.scale[:, None]
+    stretch = np.log((length[None] + 0.03) / (shown_length + 0.03)).T  # (P, K)
+    cost += 0.8 * np.clip(stretch, 0, None) + 0.3 * np.clip(-stretch, 0, None)
+    if state is not None:
+        cost = cost - STICKY * state.mix
+    chosen = choose(cost)
+    mix = np.eye(len(refs))[chosen]
+    if state is not None:
+        mix = state.mix + FADE * (mix - state.mix)
+        mix = np.where(mix < 0.02, 0, mix)
+        mix /= mix.sum(1, keepdims=True)
+    moves = affines(refs, pose)[0]
+    backs = inverse(moves)
+
+    depth = pose.bones[0, :, :, 2].mean(1) / pose.scale[0] - np.array([FRONT[p] for p in PARTS])
+    if state is not None:
+        depth = state.depth + 0.5 * (depth - state.depth)
+    layers = []
+    for part in (SKIRT, *np.argsort(-depth, kind="stable").tolist()):
+        root = 1 if part == SKIRT else part
+        pieces = []
+        for k in np.nonzero(mix[root])[0].tolist():
+            h, w = (n * cutouts.shrink for n in cutouts.textures[part].shape[2:])
+            corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], float) + cutouts.origins[part, k]
+            corners = corners @ moves[k, root, :, :2].T + moves[k, root, :, 2]
+            if part == SKIRT:
+                margin = 0.25 * pose.scale[0]
+                corners = np.concatenate([corners - margin, corners + margin])
+            if not np.isfinite(corners).all():
+                continue
+            low, high = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int)
+            box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+            bend = _bend(part, pose, refs, k, backs[k], box)
+            pieces.append(Piece(part, k, float(mix[root, k]), backs[k, root], box, bend))
+        layers.append(tuple(pieces))
+    return tuple(layers), LayoutState(mix, depth)
+
+
+def _bend(
+    part: int, pose: Skeleton, refs: Skeleton, k: int, backs: Float, box: tuple[int, int, int, int]
+) -> Float | None:
+    """`Piece.bend`: the smooth field over `box` that is added to a piece's affine transform.
+
+    Head and hands: what is left between the points of the mesh or the joints after the affine transform, spread by
+    Gaussians. The skirt: the transforms of torso and upper legs, blended by the distance to their bones; far from
+    them it fades.
+    """
+    n = 20
+    gx = box[0] + (np.arange(n) + 0.5) * (box[2] - box[0]) / n
+    gy = box[1] + (np.arange(n) + 0.5) * (box[3] - box[1]) / n
+    if part == SKIRT:
+        x, y = np.meshgrid(gx, gy)
+        weight, value = [], []
+        for i in HIPS:
+            a, b = pose.bones[0, i, 0, :2], pose.bones[0, i, 1, :2]
+            d = b - a
+            s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
+            far = np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]) / pose.scale[0]
+            weight.append(np.exp(-((far / (0.16 if i == 1 else 0.12)) ** 2)) + 1e-6)
+            value.append(np.einsum("ij,jyx->iyx", backs[i, :, :2], np.stack([x, y])) + backs[i, :, 2][:, None, None])
+        w = np.stack(weight)
+        gate = np.clip((w.max(0) - 0.15) / 0.15, 0, 1)
+        w /= w.sum(0)
+        return np.concatenate([np.einsum("pyx,pdyx->dyx", w, np.stack(value)) - value[0], gate[None]])
+    if part not in (PART["head"], PART["left_hand"], PART["right_hand"]):
+        return None
+    there = pose.face[0] if part == 0 else pose.points[0, part]
+    here = refs.face[k] if part == 0 else refs.points[k, part]
+    ok = np.isfinite(there).all(1) & np.isfinite(here).all(1)
+    if ok.sum() < 15:
+        return None
+    residual = here[ok] - (there[ok] @ backs[part, :, :2].T + backs[part, :, 2])
+    limit = 0.25 * RADII[part] * refs.scale[k]
+    residual *= np.minimum(1, limit / np.maximum(np.linalg.norm(residual, axis=1, keepdims=True), 1e-6))
+    sigma = (0.35 if part == 0 else 0.2) * RADII[part] * pose.scale[0]
+    ex = np.exp(-0.5 * ((gx[:, None] - there[ok][None, :, 0]) / sigma) ** 2)
+    ey = np.exp(-0.5 * ((gy[:, None] - there[ok][None, :, 1]) / sigma) ** 2)
+    both = ey[:, None] * ex[None]  # (n, n, C)
+    field = (both @ residual).transpose(2, 0, 1) / (both.sum(-1) + 0.5)
+    return np.concatenate([field, np.ones((1, n, n))])
+
+
+def render(
+    cutouts: Cutouts,
+    layout: Layout,
+    size: tuple[int, int],
+    *,
+    zoom: float = 1.0,
+    flow: torch.Tensor | None = None,
+    per_part: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Draw the moved parts over each other.
+
+    Args:
+        cutouts: the references' parts.
+        layout: for this pose, in pixels of the avatar's picture.
+        size: (H, W) of what is drawn.
+        zoom: output pixels per pixel of the avatar's picture.
+        flow: (2, H, W) output pixels; each output pixel shows what would stand at its place plus the flow.
+            Differentiable.
+        per_part: also return each part's alpha as it ends up visible, (P, H, W).
+
+    Returns:
+        rgb (3, H, W) in 0..1, premultiplied by alpha; alpha (1, H, W); per-part alphas or None.
+    """
+    h, w = size
+    like = cutouts.textures[0]
+    picture = like.new_zeros(4, h, w, dtype=torch.float32)  # premultiplied rgb, alpha
+    shares = like.new_zeros(len(PARTS) + 1, h, w, dtype=torch.float32) if per_part else None
+    margin = 0 if flow is None else int(np.ceil(float(flow.detach().abs().max())))
+    for pieces in layout:
+        if not pieces:
+            continue
+        boxes = np.array([p.box for p in pieces], float) * zoom
+        x0, y0 = np.maximum(np.floor(boxes[:, :2].min(0)).astype(int) - margin, 0).tolist()
+        x1, y1 = np.minimum(np.ceil(boxes[:, 2:].max(0)).astype(int) + margin, (w, h)).tolist()
+        if x1 <= x0 or y1 <= y0:
+            continue
+        y = torch.arange(y0, y1, device=like.device, dtype=torch.float32)[:, None] + 0.5
+        x = torch.arange(x0, x1, device=like.device, dtype=torch.float32)[None] + 0.5
+        if flow is not None:
+            x, y = x + flow[0, y0:y1, x0:x1], y + flow[1, y0:y1, x0:x1]
+        layer: torch.Tensor | None = None
+        for piece in pieces:
+            layer_piece = _sample(cutouts, piece, x, y, zoom)
+            layer = layer_piece if layer is None else layer + layer_piece
+        assert layer is not None
+        part = pieces[0].part
+        box = (slice(None), slice(y0, y1), slice(x0, x1))
+        if layer.requires_grad:
+            layer = F.pad(layer, (x0, w - x1, y0, h - y1))
+            picture = picture * (1 - layer[3:]) + layer
+        else:
+            picture[box] = picture[box] * (1 - layer[3:]) + layer
+        if shares is not None:
+            alpha = (
+                layer.detach()[3, y0:y1, x0:x1] if layer.shape[1] == h and layer.shape[2] == w else layer.detach()[3]
+            )
+            shares[box] *= 1 - alpha
+            shares[part, y0:y1, x0:x1] += alpha
+    return picture[:3], picture[3:], None if shares is None else shares[: len(PARTS)]
+
+
+def _sample(cutouts: Cutouts, piece: Piece, x: torch.Tensor, y: torch.Tensor, zoom: float) -> torch.Tensor:
+    """A piece at output pixels x, y (they broadcast to h, w): (4, h, w), premultiplied by alpha and by its weight."""
+    texture = cutouts.textures[piece.part]
+    h, w = (n * cutouts.shrink for n in texture.shape[2:])
+    origin, back = cutouts.origins[piece.part, piece.ref], piece.back
+    u = (back[0, 0] / zoom) * x + (back[0, 1] / zoom) * y + float(back[0, 2] - origin[0])
+    v = (back[1, 0] / zoom) * x + (back[1, 1] / zoom) * y + float(back[1, 2] - origin[1])
+    grid = torch.stack([u * (2 / w) - 1, v * (2 / h) - 1], -1)[None]
+    gate: torch.Tensor | float = 1.0
+    if piece.bend is not None:
+        bend = torch.from_numpy(piece.bend).to(grid)[None] * grid.new_tensor([2 / w, 2 / h, 1])[:, None, None]
+        px0, py0, px1, py1 = piece.box
+        at_x = (x / zoom - px0) * (2 / (px1 - px0)) - 1
+        at_y = (y / zoom - py0) * (2 / (py1 - py0)) - 1
+        at = torch.stack(torch.broadcast_tensors(at_x, at_y), -1)[None]
+        bent = F.grid_sample(bend, at, mode="bilinear", padding_mode="border", align_corners=False)
+        grid = grid + bent[:, :2].permute(0, 2, 3, 1)
+        gate = bent[0, 2:]
+    out = F.grid_sample(
+        texture[piece.ref][None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
+    return torch.cat([out[:3] * out[3:], out[3:]]) * (gate * piece.weight)
+
+
+def contact(pose: Skeleton, size: tuple[int, int], zoom: float, like: torch.Tensor) -> torch.Tensor:
+    """Where the feet shade the floor, (1, H, W) in 0..1: a soft ellipse under each foot of one pose.
+
+    Args:
+        size: (H, W) of the picture.
+        zoom: its pixels per pixel of the pose.
+        like: gives device and dtype.
+    """
+    height, width = size
+    y = torch.arange(height, device=like.device, dtype=like.dtype)[:, None] + 0.5
+    x = torch.arange(width, device=like.device, dtype=like.dtype)[None] + 0.5
+    shade = like.new_zeros(1, height, width)
+    metre = float(pose.scale[0]) * zoom
+    for foot in (PART["left_foot"], PART["right_foot"]):
+        points = pose.points[0, foot, :3] * zoom
+        if not np.isfinite(points).all():
+            continue
+        left, right = points[:, 0].min() - 0.06 * metre, points[:, 0].max() + 0.06 * metre
+        cx, cy = (left + right) / 2, points[1:, 1].max() + 0.02 * metre
+        rx, ry = (right - left) / 2 + 0.05 * metre, 0.055 * metre
+        ellipse = torch.exp(-(((x - cx) / rx) ** 2)) * torch.exp(-(((y - cy) / ry) ** 2))
+        shade = torch.maximum(shade, ellipse[None])
+    return shade

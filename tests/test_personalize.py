@@ -1,0 +1,265 @@
+"""`personalize` on references that are known: what is written, what is refused, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retarget import folders
+from retarget import personalize as public
+from retarget.avatar import Avatar, avatar_names
+from retarget.errors import DeviceError, InputError, UsageError, VideoError
+from retarget.models import build
+from retarget.personalize import PersonalizeOptions, check, expand, gather
+from retarget.types import Silent
+
+module = importlib.import_module("retarget.personalize")  # the name is also the function's
+POSES = [((25, 25), (25, 25)), ((90, 80), (30, 20)), ((20, 40), (150, 165))]
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+        self.steps = 0
+        self.losses: list[float] = []
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        self.stages.append(title)
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        if "loss" in figures:
+            self.steps += steps
+            self.losses.append(figures["loss"])
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def me(tmp_path: Path) -> Path:
+    path = tmp_path / "my clip.mp4"
+    path.write_bytes(b"not looked into here")
+    return path
+
+
+@pytest.fixture
+def known(puppet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
+    """Replaces the gathering of references; returns how it was called."""
+
+    def replace(count: int = 3) -> list[Any]:
+        calls: list[Any] = []
+        gathered = puppet.gathered(*(puppet.body(*p) for p in POSES[:count]), details=True)
+
+        def gather(paths, options, progress):
+            calls.append((paths, options))
+            return gathered
+
+        monkeypatch.setattr(module, "gather", gather)
+        return calls
+
+    return replace
+
+
+def nothing_left() -> bool:
+    home = folders.avatars_dir()
+    return not home.exists() or not list(home.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_without_fine_tuning(me, known, puppet):
+    calls = known()
+    avatar = public(me, steps=0, device="cpu", person="3,4")
+    assert calls[0][0] == [me]
+    assert calls[0][1].person == "3,4"
+    assert avatar.name == "my clip"
+    assert avatar.size == (128, 160)
+    assert avatar.meta.frames == 3
+    assert avatar.meta.model == "dance"
+    assert avatar.meta.quality == {}
+    assert avatar.meta.options["steps"] == 0
+    assert avatar.meta.options["inputs"] == ["my clip.mp4"]
+    assert avatar.meta.extra["picked"] == [0, 10, 20]
+    assert avatar.state() == {}
+    np.testing.assert_array_equal(avatar.tensors()["frames"][1], puppet.cloth(1))
+    preview = cv2.imread(str(avatar.preview))
+    assert preview.shape[0] == 1280
+    assert preview.std() > 20
+    assert Avatar.load("my clip") == avatar
+
+
+def test_with_fine_tuning(me, known):
+    known()
+    listener = Listener()
+    avatar = public(me, PersonalizeOptions(steps=4, device="cpu"), name="tuned", progress=listener)
+    assert avatar.name == "tuned"
+    quality = avatar.meta.quality
+    assert set(quality) == {"fg_psnr", "fg_ssim", "fg_psnr_before", "fg_ssim_before", "best_step"}
+    assert all(value is not None and math.isfinite(value) for value in quality.values())
+    assert quality["fg_psnr"] >= quality["fg_psnr_before"] - 1e-3  # never worse than it began
+    assert quality["fg_ssim"] >= quality["fg_ssim_before"] - 1e-3
+    assert 0 <= quality["best_step"] <= 4
+    assert listener.steps == 4
+    assert all(math.isfinite(loss) for loss in listener.losses)
+    assert "Fine-tuning" in listener.stages
+    assert any("left-out frame" in note and "PSNR" in note for note in listener.notes)
+    model = build("dance", avatar.meta.config)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in avatar.state().items()})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_references_can_be_fine_tuned_with(me, known, count):
+    known(count)
+    avatar = public(me, steps=2, device="cpu")
+    assert avatar.meta.frames == count
+    assert avatar.meta.quality["fg_psnr"] >= avatar.meta.quality["fg_psnr_before"] - 1e-3
+
+
+def test_the_same_seed_gives_the_same_avatar(me, known):
+    known()
+    torch.manual_seed(1)
+    one = public(me, steps=2, seed=7, device="cpu", name="one")
+    torch.manual_seed(2)
+    two = public(me, steps=2, seed=7, device="cpu", name="two")
+    other = public(me, steps=2, seed=8, device="cpu", name="other")
+    assert one.state().keys() == two.state().keys()
+    for key, value in one.state().items():
+        np.testing.assert_array_equal(value, two.state()[key], err_msg=key)
+    assert any(not np.array_equal(value, other.state()[key]) for key, value in one.state().items())
+    assert one.meta.quality == two.meta.quality
+    assert one.id != two.id
+
+
+def test_random_numbers_of_the_caller_are_left_alone(me, known):
+    known()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    public(me, steps=1, device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_folder_of_photos_gives_its_name(tmp_path, known):
+    folder = tmp_path / "Anna"
+    folder.mkdir()
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    calls = known()
+    assert public(folder, steps=0, device="cpu").name == "Anna"
+    assert [p.name for p in calls[0][0]] == ["a.png", "b.JPG"]
+
+
+def test_an_avatar_of_the_same_name_is_replaced(me, known):
+    known()
+    first = public(me, steps=0, device="cpu", name="again")
+    second = public(me, steps=0, device="cpu", name="again")
+    assert avatar_names() == ["again"]
+    assert Avatar.load("again").id == second.id != first.id
+
+
+# ------------------------------------------------------------------------------------------------ failures
+
+
+@pytest.mark.parametrize("where", ["fine_tune", "preview"])
+def test_a_failure_leaves_nothing_behind(me, known, monkeypatch, where):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    known()
+    if where == "fine_tune":
+        monkeypatch.setattr(module, "fine_tune", fail)
+    else:
+        monkeypatch.setattr("retarget.preview.preview", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        public(me, steps=1, device="cpu")
+    assert nothing_left()
+
+
+def test_a_failure_leaves_the_old_avatar_as_it_was(me, known, monkeypatch):
+    known()
+    old = public(me, steps=0, device="cpu")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr("retarget.avatar._write_png", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        public(me, steps=0, device="cpu")
+    assert Avatar.load("my clip").id == old.id
+    assert [p.name for p in folders.avatars_dir().iterdir()] == ["my clip"]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "remedy"),
+    [
+        ({"frames": 0}, "at least one frame, not 0", "--frames 5"),
+        ({"steps": -1}, "cannot take -1 steps", "--steps 0"),
+        ({"size": 10}, "10 pixels is too small", "--size 64"),
+        ({"background": "blue"}, "no background “blue”", "video or frames"),
+        ({"pick": (3, 3)}, "names a frame twice", "once"),
+        ({"colour": "red"}, "no option “colour”", "frames, steps, name"),
+        ({"model": "cyclegan"}, "no model called 'cyclegan'", "dance"),
+        ({"name": "a/b"}, "a/b", ""),
+    ],
+)
+def test_options_that_cannot_be(me, known, changes, message, remedy):
+    known()
+    with pytest.raises(UsageError) as e:
+        public(me, **{"steps": 0, "device": "cpu"} | changes)
+    assert message in e.value.message
+    assert remedy in e.value.remedy
+    assert nothing_left()
+
+
+def test_the_defaults_can_be(puppet):
+    check(PersonalizeOptions())
+
+
+def test_a_device_that_is_missing(me, known):
+    known()
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(DeviceError):
+        public(me, steps=0, device="cuda")
+    assert nothing_left()
+
+
+def test_inputs_that_are_not_there(tmp_path):
+    with pytest.raises(UsageError, match="Nothing to make an avatar of"):
+        expand([])
+    with pytest.raises(InputError, match=r"no file .*missing\.mp4"):
+        public(tmp_path / "missing.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no pictures"):
+        public(tmp_path / "empty")
+    assert nothing_left()
+
+
+def test_videos_and_photos_are_not_mixed(tmp_path, puppet):
+    photo, text = tmp_path / "photo.png", tmp_path / "clip.mp4"
+    cv2.imwrite(str(photo), puppet.cloth())
+    text.write_bytes(b"no picture")
+    for paths in ([photo, text], [text, text]):
+        with pytest.raises(UsageError, match=r"2 files were given, and clip\.mp4 is not a photo"):
+            gather(paths, PersonalizeOptions(), Silent())
+
+
+def test_what_is_no_video(tmp_path):
+    text = tmp_path / "notes.mp4"
+    text.write_text("this is no video\n" * 50)
+    with pytest.raises(VideoError, match=r"notes\.mp4"):
+        public(text, device="cpu")
+    assert nothing_left()
