@@ -231,6 +231,7 @@ def main() -> None:
         device = choose(arguments.device).device.type
         table = Table()
         table.add("retarget, torch, processor cores", f"{retarget.__version__}, {torch.__version__}, {os.cpu_count()}")
+        table.add("load of the machine before (0: nothing else runs)", os.getloadavg()[0])
         main_path(table, home, device)
         draw = stages(table, home, device)
         networks(table, draw, device)

@@ -18,7 +18,7 @@ from retarget.models.dance import Dance
 from retarget.references import arrays, pixels
 from retarget.training.fit import FitOptions, fit
 
-POSES = [{}, {"left": (90, 80), "right": (30, 20)}, {"left": (20, 40), "right": (150, 165)}, {"left": (60, 60)}]
+POSES = [{}, {"left": (90, 80), "right": (30, 20)}, {"left": (20, 40), "right": (150, 165)}]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def model() -> Dance:
 @pytest.fixture(scope="module")
 def people(puppet) -> dict[int, Any]:
     """Gathered references by K."""
-    return {k: puppet.gathered(*(puppet.body(**p) for p in POSES[:k]), details=True) for k in (1, 2, 3, 4)}
+    return {k: puppet.gathered(*(puppet.body(**p) for p in POSES[:k]), details=True) for k in (1, 2, 3)}
 
 
 def lessons(model: Dance, gathered, stored=None, *, seed: int = 0, side: int = 256) -> Lessons:
@@ -64,7 +64,7 @@ def test_the_picture_left_out_is_unknown_to_its_identity(model, people, count):
         assert not torch.equal(draw(before, other), draw(after, other))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 3])
 def test_the_truth_is_the_untouched_picture(model, people, count):
     gathered = people[count]
     made = lessons(model, gathered)
@@ -75,7 +75,7 @@ def test_the_truth_is_the_untouched_picture(model, people, count):
         np.testing.assert_allclose(truth.matte[0, 0], gathered.mattes[n])
 
 
-@pytest.mark.parametrize(("count", "learned_from"), [(1, 2), (2, 1), (3, 2), (4, 3)])
+@pytest.mark.parametrize(("count", "learned_from"), [(1, 2), (2, 1), (3, 2)])
 def test_what_is_validated_is_never_learned_from(model, people, count, learned_from):
     made = lessons(model, people[count])
     assert len(made.training) == learned_from
@@ -108,7 +108,7 @@ def test_a_single_picture_learns_from_warped_copies_of_itself(model, people):
 # ------------------------------------------------------------------------------------------------ batches
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 3])
 def test_batches_have_the_size_asked_for(model, people, count):
     made = lessons(model, people[count])
     for batch in islice(made.batches(3), 2):
@@ -122,7 +122,7 @@ def test_batches_have_the_size_asked_for(model, people, count):
 
 
 def test_the_same_seed_gives_the_same_batches(model, people):
-    runs = [[b.condition.maps for b in islice(lessons(model, people[3], seed=s).batches(2), 3)] for s in (5, 5, 6)]
+    runs = [[b.condition.maps for b in islice(lessons(model, people[2], seed=s).batches(2), 3)] for s in (5, 5, 6)]
     for a, b in zip(runs[0], runs[1], strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(runs[0][0], runs[2][0])
@@ -199,7 +199,7 @@ def test_fitting_never_ends_worse_than_it_began(model, people, count):
     compute = device.choose("cpu", "fp32")
     result = fit(
         model, DanceObjective(0, LossWeights(w_rela=0)), made.batches(2), parameters=model.tunable(made.identity),
-        compute=compute, options=FitOptions(4, batch=2, validate_every=2), validate=made.validate,
+        compute=compute, options=FitOptions(3, batch=2, validate_every=2), validate=made.validate,
     )  # fmt: skip
     after = made.measure()
     assert made.validate() <= start

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from retarget import parts
-from retarget.parts import layout as laying_out
 from retarget.parts import Cutouts, Skeleton, affines, choose, cut, inverse, lay_out, part_mattes, render, skeletons
+from retarget.parts import layout as laying_out
 from retarget.skeleton import MIRROR, PARENT, PART, PARTS
 
 LIMBS = [i for i, name in enumerate(PARTS) if "arm" in name or "leg" in name]

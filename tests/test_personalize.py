@@ -101,15 +101,15 @@ def test_without_fine_tuning(me, known, puppet):
 def test_with_fine_tuning(me, known):
     known()
     listener = Listener()
-    avatar = public(me, PersonalizeOptions(steps=4, device="cpu"), name="tuned", progress=listener)
+    avatar = public(me, PersonalizeOptions(steps=3, device="cpu"), name="tuned", progress=listener)
     assert avatar.name == "tuned"
     quality = avatar.meta.quality
     assert set(quality) == {"fg_psnr", "fg_ssim", "fg_psnr_before", "fg_ssim_before", "best_step"}
     assert all(value is not None and math.isfinite(value) for value in quality.values())
     assert quality["fg_psnr"] >= quality["fg_psnr_before"] - 1e-3  # never worse than it began
     assert quality["fg_ssim"] >= quality["fg_ssim_before"] - 1e-3
-    assert 0 <= quality["best_step"] <= 4
-    assert listener.steps == 4
+    assert 0 <= quality["best_step"] <= 3
+    assert listener.steps == 3
     assert all(math.isfinite(loss) for loss in listener.losses)
     assert "Fine-tuning" in listener.stages
     assert any("left-out frame" in note and "PSNR" in note for note in listener.notes)
@@ -120,7 +120,7 @@ def test_with_fine_tuning(me, known):
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_references_can_be_fine_tuned_with(me, known, count):
     known(count)
-    avatar = public(me, steps=2, device="cpu")
+    avatar = public(me, steps=1, device="cpu")
     assert avatar.meta.frames == count
     assert avatar.meta.quality["fg_psnr"] >= avatar.meta.quality["fg_psnr_before"] - 1e-3
 
@@ -128,10 +128,10 @@ def test_few_references_can_be_fine_tuned_with(me, known, count):
 def test_the_same_seed_gives_the_same_avatar(me, known):
     known()
     torch.manual_seed(1)
-    one = public(me, steps=2, seed=7, device="cpu", name="one")
+    one = public(me, steps=1, seed=7, device="cpu", name="one")
     torch.manual_seed(2)
-    two = public(me, steps=2, seed=7, device="cpu", name="two")
-    other = public(me, steps=2, seed=8, device="cpu", name="other")
+    two = public(me, steps=1, seed=7, device="cpu", name="two")
+    other = public(me, steps=1, seed=8, device="cpu", name="other")
     assert one.state().keys() == two.state().keys()
     for key, value in one.state().items():
         np.testing.assert_array_equal(value, two.state()[key], err_msg=key)

@@ -28,7 +28,7 @@ def cell(picture: np.ndarray, row: int, column: int) -> np.ndarray:
     return picture[row * HEIGHT + 30 : (row + 1) * HEIGHT, column * CELL : (column + 1) * CELL].astype(float)
 
 
-@pytest.mark.parametrize(("count", "columns"), [(1, 4), (5, 5), (9, 8)])
+@pytest.mark.parametrize(("count", "columns"), [(1, 4), (9, 8)])
 def test_rows_and_columns(puppet, count, columns):
     picture = made(puppet, count)
     assert picture.shape == (4 * HEIGHT, columns * CELL, 3)

@@ -115,12 +115,12 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
     progress.stage(f"Poses of {path.name}", max(1, min(length, info.frames)))
     with video.open_reader(path, start=start, end=end, size=None if size == full else size) as frames:
         track = estimator.track(frames, fps=info.fps, progress=progress)
-    track = cache.rounded(track.scaled(full))
+    track = track.scaled(full)
     try:
         cache.keep(name, track)
     except StorageError as error:
         progress.warn(f"The poses were not kept for the next time. {error}")
-    return track
+    return cache.rounded(track)
 
 
 def estimate_images(images: Sequence[Image], options: PoseOptions | None = None) -> list[tuple[PoseTrack, Array]]:
