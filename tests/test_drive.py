@@ -429,6 +429,19 @@ def test_smoothing_over_time_calms_what_is_coarse(cast, track):
     assert np.abs(np.array(plain, int) - calm).max() <= 1
 
 
+def test_what_has_nothing_behind_can_be_laid_over_anything(cast, track):
+    compute = device.choose("cpu", "fp32")
+    model, identity, _ = load(cast, compute)
+    scene = np.full((160, 128, 3), (250, 10, 90), np.uint8)
+    scenes = iter([scene] * len(track))
+    laid = pictures(model, identity, track, SIZE, compute, scenes)
+    for cut, wanted in zip(pictures(model, identity, track, SIZE, compute, transparent=True), laid, strict=True):
+        assert cut.shape == (160, 128, 4)
+        alpha = cut[..., 3:] / 255
+        assert 0.05 < alpha.mean() < 0.5
+        np.testing.assert_allclose(cut[..., :3] * alpha + scene * (1 - alpha), wanted, atol=2.5)
+
+
 def test_pictures_come_one_by_one(cast, track):
     compute = device.choose("cpu", "fp32")
     model, identity, _ = load(cast, compute)

@@ -38,6 +38,14 @@ def lessons(model: Dance, gathered, stored=None, *, seed: int = 0, side: int = 2
     return Lessons(model, arrays(gathered) if stored is None else stored, gathered, side, compute, seed=seed)
 
 
+@pytest.fixture(scope="module")
+def made(people) -> dict[int, Lessons]:
+    """Lessons by K, of a model that has learnt nothing; for looking at only."""
+    torch.manual_seed(0)
+    model = Dance(work=64, width=8, depth=2).eval()
+    return {count: lessons(model, gathered) for count, gathered in people.items()}
+
+
 def draw(made: Lessons, k: int) -> torch.Tensor:
     """Truth k as its identity draws it."""
     with torch.inference_mode():
@@ -65,10 +73,9 @@ def test_the_picture_left_out_is_unknown_to_its_identity(model, people, count):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_truth_is_the_untouched_picture(model, people, count):
+def test_the_truth_is_the_untouched_picture(made, people, count):
     gathered = people[count]
-    made = lessons(model, gathered)
-    for k, truth in enumerate(made.truths):
+    for k, truth in enumerate(made[count].truths):
         n = k if count > 1 else 0
         torch.testing.assert_close(truth.rgb[0], pixels(gathered.pictures[n]))
         assert truth.matte is not None
@@ -76,8 +83,8 @@ def test_the_truth_is_the_untouched_picture(model, people, count):
 
 
 @pytest.mark.parametrize(("count", "learned_from"), [(1, 2), (2, 1), (3, 2)])
-def test_what_is_validated_is_never_learned_from(model, people, count, learned_from):
-    made = lessons(model, people[count])
+def test_what_is_validated_is_never_learned_from(made, count, learned_from):
+    made = made[count]
     assert len(made.training) == learned_from
     assert made.validation not in made.training
     assert made.left_out == (count > 1)
@@ -91,8 +98,8 @@ def test_what_is_validated_is_never_learned_from(model, people, count, learned_f
     assert shown == taught
 
 
-def test_a_single_picture_learns_from_warped_copies_of_itself(model, people):
-    made = lessons(model, people[1])
+def test_a_single_picture_learns_from_warped_copies_of_itself(made):
+    made = made[1]
     assert len(made.identities) == 3
     plain = made.identity[0].levels[0]
     for identity in made.identities:
@@ -109,15 +116,15 @@ def test_a_single_picture_learns_from_warped_copies_of_itself(model, people):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_batches_have_the_size_asked_for(model, people, count):
-    made = lessons(model, people[count])
+def test_batches_have_the_size_asked_for(made, count):
+    made = made[count]
     for batch in islice(made.batches(3), 2):
         assert batch.condition.maps.shape[0] == len(batch.condition.skeletons) == len(batch.identity) == 3
         assert batch.truth.rgb.shape == (3, 3, 160, 128)
         assert batch.truth.matte.shape == (3, 1, 160, 128)
         assert batch.state is None
         with torch.inference_mode():
-            frame, _ = model(batch.condition, batch.identity, batch.state)
+            frame, _ = made.model(batch.condition, batch.identity, batch.state)
         assert frame.rgb.shape == batch.truth.rgb.shape
 
 
@@ -128,8 +135,8 @@ def test_the_same_seed_gives_the_same_batches(model, people):
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
-def test_poses_jitter_about_where_they_were(model, people):
-    made = lessons(model, people[2])
+def test_poses_jitter_about_where_they_were(made):
+    made = made[2]
     (k,) = made.training
     still = made._condition(made.windows[k], None).skeletons[0].bones
     moved = np.stack([b.condition.skeletons[0].bones for b in islice(made.batches(1), 20)])
@@ -170,12 +177,12 @@ def test_a_picture_drawn_worse_scores_worse(model, people):
     assert made.validate() == first
 
 
-def test_measuring_is_the_metrics_and_leaves_the_mode(model, people):
-    made = lessons(model, people[3])
+def test_measuring_is_the_metrics_and_leaves_the_mode(made, people):
+    made = made[3]
     for mode in (True, False):
-        model.train(mode)
+        made.model.train(mode)
         figures = made.measure()
-        assert model.training == mode
+        assert made.model.training == mode
     k = made.validation
     shown, true = as_image(draw(made, k)[0]), people[3].pictures[k]
     inside = people[3].mattes[k] > 0.5

@@ -17,7 +17,8 @@ from retarget import folders
 from retarget import personalize as public
 from retarget.avatar import Avatar, avatar_names
 from retarget.errors import DeviceError, InputError, UsageError, VideoError
-from retarget.models import build
+from retarget.models import MODELS, build
+from retarget.models.dance import Dance
 from retarget.personalize import PersonalizeOptions, check, expand, gather
 from retarget.types import Silent
 
@@ -67,6 +68,12 @@ def known(puppet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]
         return calls
 
     return replace
+
+
+@pytest.fixture(autouse=True)
+def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dance` with nets that are quickly fitted."""
+    monkeypatch.setitem(MODELS, "dance", lambda **config: Dance(**{"work": 64, "width": 8, "depth": 2} | config))
 
 
 def nothing_left() -> bool:

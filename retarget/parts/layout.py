@@ -51,7 +51,7 @@ JOINED = 0.6
 """What it costs two joined parts to come from different references (units of feature distance)."""
 STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
-FADE = 0.7
+FADE = 0.5
 """Share of a change of reference that happens in each frame."""
 
 

@@ -227,7 +227,7 @@ def test_poses_without_face_and_hands_are_drawn(learnt, known, puppet):
 
 
 def test_another_scene_changes_only_what_is_behind(model, known, puppet):
-    identity = model.encode(known)
+    identity = model.encode(known._replace(shadow=0.4))
     plate = pixels(puppet.cloth(5))[None]
     condition = model.condition(window(puppet, puppet.body()), SIZE)
     elsewhere = model.before(identity, plate)
