@@ -322,7 +322,7 @@ def backgrounds(
 def source_plate(source: Path, info: VideoInfo, options: DriveOptions, progress: Progress) -> Image:
     """The driver's scene without the driver."""
     from . import background
-    from .pose import PoseOptions, estimate_images
+    from .pose import estimate_images
     from .references import working_size
     from .video import open_reader
 
@@ -332,7 +332,7 @@ def source_plate(source: Path, info: VideoInfo, options: DriveOptions, progress:
     wh = working_size(info.width, info.height, 720)
     with open_reader(source, start=options.start, end=options.end, size=wh) as frames:
         some = [frame for i, frame in enumerate(frames) if i % step == 0]
-    masks = [mask for _, mask in estimate_images(some, PoseOptions(person=options.person))]
+    masks = [mask for _, mask in estimate_images(some)]
     plate = background.make_plate(some, masks)
     if plate.camera_moves:
         progress.warn(f"The camera moves in {source.name}, so that its scene comes out blurred as a background.")

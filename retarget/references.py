@@ -19,6 +19,7 @@ from . import background, motion, parts
 from .errors import NobodyFound, UsageError
 from .models.base import Poses, References
 from .pose import PoseOptions, estimate, estimate_images
+from .pose.base import person_point
 from .types import Array, Image, PoseTrack, Progress
 from .video import Colour, open_reader, probe, read_image
 
@@ -272,7 +273,13 @@ def from_video(
     progress.stage("Cutting the person out", None)
     sources = picked if plate_from == "frames" else sorted(for_plate)
     looked = sorted({*picked, *sources})
-    masks = dict(zip(looked, (m for _, m in estimate_images([kept[i] for i in looked], options)), strict=True))
+    if person == "largest":
+        found_masks = [mask for _, mask in estimate_images([kept[i] for i in looked], options)]
+    else:  # the one who was followed, where they stand by now
+        hips = small.body[looked, 23:25, :2].mean(1).clip(0, np.array(wh) - 1)
+        whom = [PoseOptions(person=f"{x:.0f},{y:.0f}") for x, y in hips]
+        found_masks = [estimate_images([kept[i]], one)[0][1] for i, one in zip(looked, whom, strict=True)]
+    masks = dict(zip(looked, found_masks, strict=True))
     plate = background.make_plate([kept[i] for i in sources], [masks[i] for i in sources])
     if plate.camera_moves:
         progress.warn(
@@ -308,13 +315,14 @@ def from_photos(
     numbers: list[int] = []
     for number, path in enumerate(paths):
         photo = read_image(path)
+        original = photo.shape[1::-1]
         wh = working_size(photo.shape[1], photo.shape[0], size)
         if wh != photo.shape[1::-1]:
             photo = np.asarray(cv2.resize(photo, wh, interpolation=cv2.INTER_AREA), np.uint8)
         if shape is None:
             shape = wh
         photo = _letterbox(photo, shape)
-        ((track, mask),) = estimate_images([photo], PoseOptions(person=person))
+        ((track, mask),) = estimate_images([photo], PoseOptions(person=_moved_point(person, original, shape)))
         progress.advance()
         if not track.found[0]:
             nobody.append(path.name)
@@ -348,6 +356,16 @@ def from_photos(
         PoseTrack.concatenate([tracks[i] for i in chosen]), Fraction(25), [numbers[i] for i in chosen],
         same_scene=False,
     )  # fmt: skip
+
+
+def _moved_point(person: str, before: tuple[int, ...], after: tuple[int, int]) -> str:
+    """`--person` of a picture of size `before` in the same picture letterboxed to `after` (width, height)."""
+    point = person_point(person)
+    if point is None:
+        return person
+    scale = min(after[0] / before[0], after[1] / before[1])
+    x, y = ((p - b / 2) * scale + a / 2 for p, b, a in zip(point, before, after, strict=True))
+    return f"{min(max(x, 0), after[0] - 1):.0f},{min(max(y, 0), after[1] - 1):.0f}"
 
 
 def _letterbox(photo: Image, size: tuple[int, int]) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -41,8 +42,6 @@ def dancing(puppet, count: int = 10) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def cast(puppet, tmp_path_factory: pytest.TempPathFactory) -> Avatar:
     """An avatar of three poses of the puppet's dance, not fine-tuned."""
-    import importlib
-
     module = importlib.import_module("retarget.personalize")
     home = tmp_path_factory.mktemp("drive")
     (home / "me.mp4").write_bytes(b"not looked into")
@@ -62,6 +61,23 @@ def track(puppet) -> PoseTrack:
 @pytest.fixture
 def motion(track, tmp_path) -> Path:
     return save_motion(track, tmp_path / "dance.npz")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[Path, Any]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(loaded: dict[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding the person takes longer than all the rest: once for all tests."""
+
+    def once(avatar: Avatar, compute: Any) -> Any:
+        if avatar.path not in loaded:
+            loaded[avatar.path] = load(avatar, compute)
+        return loaded[avatar.path]
+
+    monkeypatch.setattr(importlib.import_module("retarget.drive"), "load", once)
 
 
 def ffmpeg(*arguments: object) -> bytes:
@@ -97,7 +113,7 @@ def estimated(track, puppet, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
         chosen = np.flatnonzero((times >= start - 1e-6) & (times < (1e9 if end is None else end) - 1e-6))
         return replace(track.select(chosen).scaled((info.width, info.height)), fps=info.fps)
 
-    def estimate_images(images, options):
+    def estimate_images(images, options=None):
         # Every step-th frame of the dance, in another size.
         found = []
         for i, image in enumerate(images):
@@ -194,7 +210,7 @@ def test_the_avatar_can_be_named_or_left_out(cast, motion, tmp_path, monkeypatch
     assert not (tmp_path / "2.mp4").exists()
 
 
-@pytest.mark.parametrize(("short", "size"), [(64, (64, 80)), (200, (200, 250)), (255, (256, 318))])
+@pytest.mark.parametrize(("short", "size"), [(64, (64, 80)), (255, (256, 318))])
 def test_another_size_keeps_the_aspect(cast, motion, tmp_path, short, size):
     out = public(cast, motion, tmp_path / "out.mp4", size=short, end=0.1, **EXACT)
     info = probe(out)

@@ -61,7 +61,7 @@ def test_the_picture_left_out_is_unknown_to_its_identity(model, people, count):
     gathered = people[count]
     stored = arrays(gathered)
     before = lessons(model, gathered, stored)
-    for k in range(count):
+    for k in sorted({0, before.validation}):
         changed = {key: np.array(value) for key, value in stored.items()}
         for key in ("frames", "mattes", "pose_body", "pose_face", "pose_hands"):
             changed[key][k] = changed[key][(k + 1) % count]
@@ -146,18 +146,18 @@ def test_poses_jitter_about_where_they_were(made):
 
 
 def test_small_pictures_are_learned_from_in_small(model, people):
-    made = lessons(model, people[3], side=64)
+    made = lessons(model, people[2], side=64)
     assert made.size == (64, 80)
     batch = next(made.batches(1))
     assert batch.truth.rgb.shape == (1, 3, 80, 64)
     assert made.windows[0].size == (64, 80)
-    assert lessons(model, people[3], side=1000).size == (128, 160)  # never enlarged
+    assert lessons(model, people[1], side=1000).size == (128, 160)  # never enlarged
 
 
 # ------------------------------------------------------------------------------------------------ how it is measured
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 def test_validation_is_deterministic(model, people, count):
     made = lessons(model, people[count])
     first = made.validate()
@@ -197,7 +197,7 @@ def test_a_person_who_cannot_be_measured_has_no_figures(model, people):
     assert math.isfinite(made.validate())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 def test_fitting_never_ends_worse_than_it_began(model, people, count):
     from retarget.models.losses import DanceObjective, LossWeights
 

@@ -56,7 +56,7 @@ def me(tmp_path: Path) -> Path:
 def known(puppet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
     """Replaces the gathering of references; returns how it was called."""
 
-    def replace(count: int = 3) -> list[Any]:
+    def replace(count: int = 1) -> list[Any]:
         calls: list[Any] = []
         gathered = puppet.gathered(*(puppet.body(*p) for p in POSES[:count]), details=True)
 
@@ -85,7 +85,7 @@ def nothing_left() -> bool:
 
 
 def test_without_fine_tuning(me, known, puppet):
-    calls = known()
+    calls = known(3)
     avatar = public(me, steps=0, device="cpu", person="3,4")
     assert calls[0][0] == [me]
     assert calls[0][1].person == "3,4"
@@ -106,7 +106,7 @@ def test_without_fine_tuning(me, known, puppet):
 
 
 def test_with_fine_tuning(me, known):
-    known()
+    known(3)
     listener = Listener()
     avatar = public(me, PersonalizeOptions(steps=3, device="cpu"), name="tuned", progress=listener)
     assert avatar.name == "tuned"
@@ -133,7 +133,7 @@ def test_few_references_can_be_fine_tuned_with(me, known, count):
 
 
 def test_the_same_seed_gives_the_same_avatar(me, known):
-    known()
+    known(2)
     torch.manual_seed(1)
     one = public(me, steps=1, seed=7, device="cpu", name="one")
     torch.manual_seed(2)

@@ -178,13 +178,15 @@ class Seen:
         self.track, self.mattes = track, mattes
         self.thumbs = np.stack([cv2.resize(p, (16, 16), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
         self.options: list[PoseOptions] = []
+        self.looks: list[tuple[int, PoseOptions | None]] = []
 
     def estimate(self, path, options, *, start=0.0, end=None, progress=None) -> PoseTrack:
         self.options.append(options)
         last = len(self.track) if end is None else int(np.ceil(end * self.track.fps))
         return self.track.select(slice(0, last))
 
-    def estimate_images(self, images, options):
+    def estimate_images(self, images, options=None):
+        self.looks.append((len(images), options))
         found = []
         for image in images:
             thumb = cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA)
@@ -241,6 +243,14 @@ def test_references_from_a_video(clip, puppet):
     error = gathered.plate.image.mean(2) - puppet.cloth(99, (128, 160), 2.0).mean(2)  # the video's colours are coarser
     assert np.abs(error).mean() < 4
     assert not gathered.plate.camera_moves
+
+
+def test_the_person_who_was_followed_is_cut_out_where_they_stand_by_then(clip):
+    path, seen = clip
+    from_video(path, count=2, size=512, pick=(17, 0), person="34,76", plate_from="frames", progress=Silent())
+    asked = {options.person for _, options in seen.looks}
+    hips = seen.track.body[[0, 17], 23:25, :2].mean(1)
+    assert asked == {f"{x:.0f},{y:.0f}" for x, y in hips}
 
 
 def test_picked_frames_are_taken_in_their_order(clip):
@@ -328,7 +338,7 @@ def photos(puppet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path
     for path, picture in zip(paths, pictures, strict=True):
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
-    def look(images, options):
+    def look(images, options=None):
         (image,) = images
         size = image.shape[1::-1]
         if image.mean() < 30:
