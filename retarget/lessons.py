@@ -25,7 +25,7 @@ JITTER = 0.004
 class Lessons:
     """Pairs at `side` pixels: parts from the references but one, truth is that one.
 
-    With K ≥ 3 the reference that differs most from its neighbours is left out for validation and is never a truth to
+    With K ≥ 3 one reference from the middle of the order of choice is left out for validation and is never a truth to
     learn from; with K = 2 each side of the pair serves once; a single picture learns from warped copies of itself.
 
     identity   of all references at training size (what `tunable` is asked about).
@@ -58,7 +58,7 @@ class Lessons:
         else:
             others = [[j for j in range(count) if j != k] for k in range(count)]
             self.identities = [self._encode(references(stored, o, self.size)) for o in others]
-            # The first chosen is the most typical, the last the most particular.
+            # The first chosen is the most typical, the last the most particular: one between.
             self.validation = count - 1 if count < 3 else count // 2
         self.training = [k for k in range(len(self.identities)) if k != self.validation]
 
@@ -98,7 +98,7 @@ class Lessons:
         return self.model.condition(poses(window).to(self.compute.device), (self.size[1], self.size[0]))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Endless batches of `size` pairs. The pairs go round; poses jitter, brightness varies."""
+        """Endless batches of `size` pairs. The pairs go round; the poses jitter."""
         rng = np.random.default_rng(self.seed)
         order: list[int] = []
         while True:

@@ -42,6 +42,9 @@ class Linear(RetargetModel):
     def condition(self, poses, size):
         raise NotImplementedError
 
+    def before(self, identity, plate):
+        return identity
+
     def encode(self, references):
         raise NotImplementedError
 
