@@ -24,6 +24,8 @@ from .drive import DriveOptions
 from .errors import InputError, StorageError, UsageError
 from .evaluate import EvaluateOptions
 from .personalize import PersonalizeOptions
+from .training.prepare import PrepareOptions
+from .training.train import TrainOptions
 
 if TYPE_CHECKING:
     from .avatar import Avatar
@@ -42,6 +44,8 @@ ALPHA_SUFFIXES: Final = (".mov", ".webm")
 _P: Any = PersonalizeOptions()
 _D: Any = DriveOptions()
 _E: Any = EvaluateOptions()
+_C: Any = PrepareOptions()
+_T: Any = TrainOptions()
 
 app = typer.Typer(
     name="retarget",
@@ -91,6 +95,10 @@ def _show_version(value: bool) -> None:
     if value:
         typer.echo(f"retarget {__version__}")
         raise typer.Exit
+
+
+def _joined(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
 
 
 def _avatar_names() -> list[str]:
@@ -236,8 +244,13 @@ def evaluate(
     clips: Annotated[
         list[Path], typer.Argument(metavar="CLIP...", help="Videos of one person each, or pairs NAME_me, NAME_drive.")
     ],
-    frames: Annotated[int, typer.Option("--frames", "-k", help="How many frames to learn from (K).")] = _E.frames,
-    steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T).")] = _E.steps,
+    init: Annotated[
+        str, typer.Option(metavar="meta,…", help="What fine-tuning starts from: meta, pretrain, random, .safetensors.")
+    ] = _joined(_E.init),
+    frames: Annotated[
+        str, typer.Option("--frames", "-k", metavar="K,…", help="How many frames to learn from.")
+    ] = _joined(_E.frames),
+    steps: Annotated[str, typer.Option("--steps", "-t", metavar="T,…", help="Fine-tuning steps.")] = _joined(_E.steps),
     split: Annotated[float, typer.Option(help="This part of a clip is learned from, the rest is truth.")] = _E.split,
     every: Annotated[int, typer.Option(help="Compare every so many-th frame only.")] = _E.every,
     model: Annotated[str, typer.Option(help="The model.")] = _E.model,
@@ -245,39 +258,128 @@ def evaluate(
     device: DeviceOption = _E.device,
     precision: PrecisionOption = _E.precision,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = _E.seed,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a report there: JSON, Markdown, curves over K and T.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure: let people re-enact their own videos, and compare with the truth."""
-    from .evaluate import evaluate
+    """Measure: let people re-enact their own videos, and compare with the truth.
 
-    _within("--frames", frames, 1, MAX_FRAMES)
-    _within("--steps", steps, 0, MAX_STEPS)
+    Lists (--init random,pretrain,meta --frames 1,3,5,10 --steps 0,20,200) are measured in all combinations.
+    """
+    from .evaluate import check, evaluate
+
     _within("--every", every, 1, MAX_STEPS)
     _within("--size", size, *SIZES)
     _within("--seed", seed, 0, MAX_SEED)
     _model(model)
-    if not 0 < split < 1:
-        raise UsageError(f"--split {split:g} leaves nothing to learn from or to compare with.", "Give 0.1 to 0.95.")
-    for clip in clips:
-        _readable(clip)
+    chosen = EvaluateOptions(
+        init=tuple(word.strip() for word in init.split(",")), frames=_numbers("--frames", frames, 1, MAX_FRAMES),
+        steps=_numbers("--steps", steps, 0, MAX_STEPS), split=split, size=size, every=every, model=model,
+        device=device, precision=precision, seed=seed,
+    )  # fmt: skip
+    check(chosen)
+    for path in (*clips, *(Path(start) for start in chosen.init if start.endswith(".safetensors"))):
+        _readable(path)
     if json is not None:
         _writable_folder(json)
+    if out is not None:
+        _report_folder(out)
     console = _console(ctx)
-    chosen = EvaluateOptions(
-        frames=frames, steps=steps, split=split, size=size, every=every, model=model, device=device,
-        precision=precision, seed=seed,
-    )  # fmt: skip
     report = evaluate(clips, chosen, progress=console)
     if json is not None:
-        _write_json(json, report)
+        report.save_json(json)
+    if out is not None:
+        report.save(out)
     if console.json:
         console.result(report)
     else:
-        rows = report.rows()
-        console.table({key: key for key in rows[0]} if rows else {}, rows, "Nothing was measured.")
+        console.table({key: key for key in ("clip", "method", *report.columns())}, report.rows(), "Nothing.")
     if report.failures:  # the warnings told which and why
         raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    ctx: typer.Context,
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIPS...", help="Videos of one person each, or folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The corpus's folder; an interrupted run goes on.")],
+    side: Annotated[int, typer.Option(help="Short side of the training pictures, pixels.")] = _C.side,
+    fps: Annotated[float, typer.Option(help="Frames per second that are kept.")] = _C.fps,
+    quality: Annotated[int, typer.Option(help="Of the WebP pictures, 1 to 100.")] = _C.quality,
+    licence: Annotated[str, typer.Option(help="Of the clips.")] = _C.licence,
+    source: Annotated[str | None, typer.Option(help="Where the clips come from.")] = _C.source,
+    table: Annotated[
+        Path | None, typer.Option(help="A CSV file: clip, and any of person, source, licence, split (train, val).")
+    ] = None,
+    val: Annotated[float, typer.Option(help="Share of the persons kept for validation.")] = _C.val,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = _C.workers,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack videos into a corpus to train on."""
+    from .training.prepare import PrepareOptions, prepare
+
+    console = _console(ctx)
+    options = PrepareOptions(side, fps, quality, licence, source, None if table is None else str(table), val, workers)
+    index = prepare(clips, out, options, progress=console)
+    left = index["left_out"]
+    console.result(
+        {"corpus": str(out), "clips": len(index["clips"]), "left_out": left},
+        f"{out}: {len(index['clips'])} clips packed" + (f", {len(left)} left out." if left else "."),
+    )
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    stage: Annotated[
+        Literal["pretrain", "meta"], typer.Argument(metavar="pretrain|meta", help="All frames, or Reptile.")
+    ],
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that prepare made.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an interrupted run goes on.")],
+    model: Annotated[str, typer.Option(help="The model.")] = _T.model,
+    config: Annotated[
+        list[str], typer.Option(metavar="NAME=NUMBER", help="Of the network, as width=24; may be repeated.")
+    ] = [],  # noqa: B006
+    init: Annotated[Path | None, typer.Option(help="Weights to start from: another run's .safetensors.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps, or meta-iterations.")] = _T.steps,
+    minutes: Annotated[float | None, typer.Option(help="End after this time, with what there is.")] = _T.minutes,
+    batch: Annotated[int, typer.Option(help="Pairs per step.")] = _T.batch,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = _T.rate,
+    frames: Annotated[str, typer.Option("--frames", "-k", help="K of each task; several: one is drawn.")] = "5",
+    inner: Annotated[int, typer.Option("--inner", "-t", help="Steps of each task (T); meta only.")] = _T.inner,
+    epsilon: Annotated[float, typer.Option(help="First meta learning rate; it falls to 0.")] = _T.epsilon,
+    tasks: Annotated[int, typer.Option(help="Tasks per meta-iteration, over all processes.")] = _T.tasks,
+    draws: Annotated[int, typer.Option(help="Tasks drawn of each person.")] = _T.draws,
+    critic: Annotated[bool, typer.Option("--critic/--no-critic", help="Whether critics judge, too.")] = _T.critic,
+    freeze: Annotated[bool, typer.Option("--freeze-critic", help="Do not meta-learn the critics.")] = _T.freeze,
+    side: Annotated[int, typer.Option(help="Short side of the training pictures, pixels.")] = _T.side,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = _T.seed,
+    device: DeviceOption = _T.device,
+    precision: PrecisionOption = _T.precision,
+    workers: Annotated[int, typer.Option(help="Processes that draw the tasks; 0: one per core.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what the run's folder holds.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the weights that everybody starts from. `torchrun -m retarget train …` uses several GPUs or machines."""
+    from .training.train import TrainOptions, train
+
+    _model(model)
+    _within("--seed", seed, 0, MAX_SEED)
+    options = TrainOptions(
+        stage, model, _config(config), None if init is None else str(init), steps, minutes, batch, rate,
+        _counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device, precision,
+    )  # fmt: skip
+    console = _console(ctx)
+    done = train(corpus, out, options, restart=restart, progress=console, workers=workers)
+    figures = ", ".join(f"{k} {number(v)}" for k, v in done.figures.items())
+    console.result(
+        {"weights": str(done.weights), "steps": done.steps, "finished": done.finished} | done.figures,
+        f"{done.weights}: {done.steps} of {steps} steps" + (f" ({figures})." if figures else "."),
+    )
 
 
 @app.command()
@@ -479,6 +581,38 @@ def _pick(text: str | None) -> tuple[int, ...]:
     return numbers
 
 
+def _numbers(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words):
+        raise UsageError(f"{option} {text!r} is no list of whole numbers.", f"Give for example {option} 5,10.")
+    for word in words:
+        _within(option, int(word), low, high)
+    return tuple(map(int, words))
+
+
+def _config(words: Sequence[str]) -> dict[str, float]:
+    """`--config width=24 --config flow=0.1` as a dictionary."""
+    out: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            out[name] = int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise UsageError(f"--config {word} is not NAME=NUMBER.", "Give, for example, --config width=24.") from None
+    return out
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    """`1,3,5` as numbers of 1 or more."""
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UsageError(f"{option} {text} is no list of numbers.", f"Give, for example, {option} 1,3,5.")
+    return counts
+
+
 def _person(text: str) -> None:
     if text != "largest" and not re.fullmatch(r"\s*\d{1,5}(\.\d+)?\s*,\s*\d{1,5}(\.\d+)?\s*", text):
         raise UsageError(
@@ -523,6 +657,12 @@ def _writable_folder(out: Path) -> None:
         raise UsageError(f"{out} is a folder.", "Give the name of a file.")
     if not os.access(out.absolute().parent, os.W_OK):
         raise StorageError(f"The folder {out.absolute().parent} cannot be written.", "Choose another one.")
+
+
+def _report_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is no folder.", "Give the name of a folder for the report.")
+    _writable_folder(out / "report.json" if out.exists() else out)
 
 
 def _writable(out: Path, source: Path, background: str) -> None:
@@ -571,15 +711,3 @@ def _inline(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_inline, value)) or "–"
     return "–" if value is None else number(value) if isinstance(value, float) else str(value)
-
-
-def _write_json(path: Path, report: Any) -> None:
-    import json
-    import uuid
-
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,45 +1,53 @@
 """`evaluate`: people re-enact their own videos, and the result is compared with the truth (MetaPix §4.1).
 
-    clip ─┬─ first part ─ personalize ─ avatar ─┬─ dance  what `drive` makes of it
-          │                                     ├─ warp   the same without anything learned
-          │                                     └─ copy   the reference with the nearest pose
+    clip ─┬─ first part ─ personalize (init, K, T) ─ avatar ─┬─ dance  what `drive` makes of it
+          │                                                  ├─ warp   the same without anything learned
+          │                                                  └─ copy   the reference with the nearest pose
           └─ last part, the truth: gives the poses, and is what all three are compared with
 
+Several inits, K and T give MetaPix's Table 1 and its curves over K and T (Figs. 5 and 6).
 Importing this module loads nothing heavy: the command line reads its defaults from here.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions
+from .personalize import PersonalizeOptions, changed, personalize, start
+from .personalize import check as check_avatar
 from .types import Progress, Silent
 
 if TYPE_CHECKING:
     from .avatar import Avatar
+    from .perceptual_metrics import Perceptual
 
 _DEFAULT = PersonalizeOptions()
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How to measure.
+    """How to measure. A single value stands for a tuple of one.
 
-    frames, steps, size, model, seed  of the avatar: see `PersonalizeOptions`.
+    init, frames, steps  of the avatars, see `PersonalizeOptions`: every combination of them is measured.
     split   this part of a clip is learned from, the rest is the truth.
+    size, model, seed    of the avatars, too.
     every   compare every so many-th frame only.
     device, precision  see `device.choose`.
     """
 
-    frames: int = 5
-    steps: int = 20
+    init: tuple[str, ...] = (_DEFAULT.init,)
+    frames: tuple[int, ...] = (5,)
+    steps: tuple[int, ...] = (20,)
     split: float = 0.85
     size: int = _DEFAULT.size
     every: int = 1
@@ -47,6 +55,11 @@ class EvaluateOptions:
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("init", "frames", "steps"):
+            value = getattr(self, key)
+            object.__setattr__(self, key, (value,) if isinstance(value, int | str) else tuple(value))
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,37 @@ class Clip:
     truth: Path | None = None
 
 
-class Report(dict[str, Any]):
-    """The figures, as JSON has them: their names are those of `metrics.Scores`; null where nothing could be measured.
+SETTING = ("kind", "init", "frames", "steps")
+"""What a row was made with."""
+PANELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "mse": "MSE (less is better)",
+    "fg_psnr": "fg PSNR (dB)",
+    "fg_ssim": "fg SSIM",
+    "face_ssim": "face SSIM",
+    "lpips": "LPIPS (less is better)",
+    "fid": "FID (less is better)",
+}
+"""The figures that are drawn, and their titles."""
 
-    clips     [{"clip": name, "references": [frames used], "methods": {method: {figure: value}}}]
-    mean      {method: {figure: mean over the clips}}
-    failures  [{"clip": name, "type", "error", "remedy"}]: clips that could not be measured
-    options, version, weights  what was measured; `weights` is the sha256 of the shipped ones, or null
+
+class Report(dict[str, Any]):
+    """The figures, as JSON has them: their names are those of `metrics.Scores`, and `lpips` and `fid` where they could
+    be measured; null where nothing could be.
+
+    clips     [{"clip": name, "references": [frames used, for the largest K], "methods": {method: row}}]
+    mean      {method: row of means, with "clips": over how many}: over the clips of which all was measured; if there is
+              none, over those that have the row
+    failures  [{"clip": name, "type", "error", "remedy"}]: what could not be measured; "frames" names the K if others
+              of that clip could
+    notes     [sentence]: what to know when reading the figures
+    options, version  what was measured
+    weights   {init: sha256 of the weights it starts from, or null for nothing learned}
+
+    A row holds `SETTING` and the figures: "kind" (the model's name, `warp` or `copy`), "init" (name or stem of the
+    file), "frames" (K), "steps" (T). `warp` and `copy` have neither init nor steps: null. Methods are called by their
+    kind, with what else tells them apart: `dance`, `warp K=5`, `dance meta K=5 T=20`.
     """
 
     @property
@@ -76,18 +113,110 @@ class Report(dict[str, Any]):
         parts = [*self["clips"], {"clip": "mean", "methods": self["mean"]}]
         return [{"clip": p["clip"], "method": m} | figures for p in parts for m, figures in p["methods"].items()]
 
+    def columns(self) -> list[str]:
+        """The figures that are there, in their order."""
+        from .metrics import FIGURES
+        from .perceptual_metrics import FIGURES as PERCEPTUAL
+
+        return [f for f in (*FIGURES, *PERCEPTUAL) if any(f in row for row in self.rows())]
+
     def markdown(self) -> str:
         """The rows as a table."""
-        from .metrics import FIGURES
+        return _table(("clip", "method", *self.columns()), self.rows())
 
-        columns = ("clip", "method", *FIGURES)
-        lines = [columns, ["---"] * len(columns)]
-        lines += [[_cell(row.get(key)) for key in columns] for row in self.rows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def page(self) -> str:
+        """All of it for people: the means as in MetaPix's Table 1, its curves, notes, failures, and all rows."""
+        heads = {"kind": "method", "frames": "K", "steps": "T"}
+        means = [{heads.get(k, k): v for k, v in row.items()} for row in self["mean"].values()]
+        parts = ["# Evaluation", _table(("method", "init", "K", "T", "clips", *self.columns()), means)]
+        parts += [f"![{title}]({name})" for name, (title, _, _) in self._curves().items()]
+        failures = [f"{f['clip']}{_with(f)}: {f['error']}" for f in self.failures]
+        for title, sentences in (("Notes", self["notes"]), ("Not measured", failures)):
+            parts += [f"## {title}", "\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
+        return "\n\n".join([*parts, "## All clips", self.markdown()]) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write report.json, report.md and, where there are several K or T, k.png and t.png; each appears complete.
+
+        Curves over K are those of the default T if it was measured, else of the largest; curves over T likewise.
+        """
+        from .plots import curves, replace_file
+
+        folder.mkdir(exist_ok=True)
+        self.save_json(folder / "report.json")
+        replace_file(folder / "report.md", self.page().encode())
+        for name, (title, x_label, panels) in self._curves().items():
+            curves(folder / name, panels, title=title, x_label=x_label, log_x=x_label == "T", dashed=("warp", "copy"))
+
+    def save_json(self, path: Path) -> None:
+        """Write all figures; the file appears when it is complete."""
+        from .plots import replace_file
+
+        replace_file(path, (json.dumps(self, indent=2) + "\n").encode())
+
+    def _curves(self) -> dict[str, tuple[str, str, Any]]:
+        """File name → its title, the name of x, and what `plots.curves` draws."""
+        found = {}
+        rows = self["mean"].values()
+        for name, letter, x, other, fixed in (
+            ("k.png", "K", "frames", "T", "steps"),
+            ("t.png", "T", "steps", "K", "frames"),
+        ):
+            xs = sorted({row[x] for row in rows} - {None})
+            if len(xs) > 1:
+                among = {row[fixed] for row in rows} - {None}
+                (usual,) = getattr(EvaluateOptions(), fixed)
+                at = usual if usual in among else max(among)
+                panels = {
+                    title: self._lines(figure, x, xs, fixed, at)
+                    for figure, title in PANELS.items()
+                    if figure in self.columns()
+                }
+                found[name] = f"Means over {letter} ({other} = {at})", letter, panels
+        return found
+
+    def _lines(self, figure: str, x: str, xs: list[int], fixed: str, at: int) -> dict[str, Any]:
+        """Label → points of `figure` over the setting `x`, where `fixed` is `at`. Rows without a setting (the baselines
+        have no T) are the same at all of its values."""
+        lines: dict[str, dict[int, float | None]] = {}
+        for row in self["mean"].values():
+            if row[fixed] in (at, None):
+                for place in xs if row[x] is None else [row[x]]:
+                    lines.setdefault(row["init"] or row["kind"], {})[place] = row[figure]
+        return {label: (sorted(line), [line[x] for x in sorted(line)]) for label, line in lines.items()}
+
+
+def _with(failure: Mapping[str, Any]) -> str:
+    return f" with K={failure['frames']}" if "frames" in failure else ""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_cell(row.get(key)) for key in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def check(options: EvaluateOptions) -> None:
+    """Raises UsageError for an option that cannot be."""
+    if not 0 < options.split < 1:
+        raise UsageError(f"--split {options.split:g} leaves nothing to learn from or to compare with.", "Give 0.85.")
+    if options.every < 1:
+        raise UsageError(f"Every {options.every}th frame cannot be measured.", "Use 1 or more.")
+    for key in ("init", "frames", "steps"):
+        values = getattr(options, key)
+        names = [label(v) if key == "init" else v for v in values]
+        if not values or len(set(names)) != len(names):
+            raise UsageError(f"--{key} names {'one twice' if values else 'nothing'}.", "Name each value once.")
+        for value in values:
+            check_avatar(replace(_DEFAULT, **{key: value}))
+
+
+def label(init: str) -> str:
+    """What an init is called in the report."""
+    return Path(init).stem if init.endswith(".safetensors") else init
 
 
 def evaluate(
@@ -108,45 +237,66 @@ def evaluate(
         progress: is told what happens, and warned of every clip that cannot be measured.
 
     Returns:
-        The figures, and which clips failed.
+        The figures, and what failed.
 
     Raises:
-        RetargetError: options that cannot be, a device that is missing; the first failure, when all clips failed.
+        RetargetError: options that cannot be, weights or a device that are missing; the first failure, when all clips
+            failed.
     """
-    from . import __version__, device, weights
-    from .personalize import changed
+    from . import __version__, device, perceptual_metrics
 
     options = changed(options or EvaluateOptions(), changes)
     progress = progress or Silent()
-    if not 0 < options.split < 1:
-        raise UsageError(f"--split {options.split:g} leaves nothing to learn from or to compare with.", "Give 0.85.")
-    if options.every < 1:
-        raise UsageError(f"Every {options.every}th frame cannot be measured.", "Use 1 or more.")
+    check(options)
     chosen = pairs(clips)
     if not chosen:
         raise UsageError("There is nothing to measure.", "Give videos of one person each.")
-    device.choose(options.device, options.precision, progress=progress)
+    compute = device.choose(options.device, options.precision, progress=progress)
+    starts = {label(init): start(options.model, init, progress)[1] for init in options.init}
+    perceptual = perceptual_metrics.find(compute.device)
+    notes = list(perceptual.notes)
+    notes += [
+        f"There are no {name} weights of {options.model}: its rows start from nothing learned."
+        for name, digest in starts.items()
+        if digest is None and name != "random"
+    ]
+    for note in notes:
+        progress.note(note)
 
     done: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
+    whole: list[dict[str, Any]] = []  # those of which everything was measured
+    failures: list[dict[str, Any]] = []
     first: RetargetError | None = None
     for number, clip in enumerate(chosen, 1):
         title = clip.name if len(chosen) == 1 else f"{clip.name} ({number} of {len(chosen)})"
         try:
             with own_home() as folder:
-                done.append({"clip": clip.name} | measure(clip, folder, options, _Titled(progress, title)))
+                line, missed = measure(clip, folder, options, perceptual, _Titled(progress, title))
+            done.append({"clip": clip.name} | line)
+            if not missed:
+                whole.append(done[-1])
+            failures += [{"clip": clip.name, "frames": k} | _failure(error) for k, error in missed.items()]
         except RetargetError as error:
             first = first or error
-            failures.append(
-                {"clip": clip.name, "type": type(error).__name__, "error": error.message, "remedy": error.remedy}
-            )
+            failures.append({"clip": clip.name} | _failure(error))
             progress.warn(f"{clip.name} could not be measured: {error}")
     if not done and first is not None:
         raise first
+    if failures:
+        notes.append(
+            f"Means are over {len(whole)} of {len(chosen)} clips, of which everything was measured."
+            if whole
+            else "Of no clip everything was measured: each mean is over the clips that have it, and they may differ."
+        )
+        progress.note(notes[-1])
     return Report(
-        clips=done, mean=means(done), failures=failures, options=asdict(options), version=__version__,
-        weights=weights.entry(options.model).sha256 if weights.known(options.model) else None,
+        clips=done, mean=means(whole or done), failures=failures, notes=notes,
+        options=json.loads(json.dumps(asdict(options))), version=__version__, weights=starts,
     )  # fmt: skip
+
+
+def _failure(error: RetargetError) -> dict[str, str]:
+    return {"type": type(error).__name__, "error": error.message, "remedy": error.remedy}
 
 
 def pairs(clips: Sequence[str | Path]) -> list[Clip]:
@@ -162,42 +312,86 @@ def pairs(clips: Sequence[str | Path]) -> list[Clip]:
     return list(found.values())
 
 
-def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The mean of each figure of each method over the clips that have it."""
-    from .metrics import FIGURES
-
-    out: dict[str, dict[str, float | None]] = {}
+def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each method: its setting, over how many clips, and the mean of each figure over those that have it."""
+    out: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(m for line in lines for m in line["methods"]):
-        out[method] = {}
-        for key in FIGURES:
-            values = [v for line in lines if (v := line["methods"][method][key]) is not None]
+        rows = [line["methods"][method] for line in lines if method in line["methods"]]
+        out[method] = {key: rows[0][key] for key in SETTING} | {"clips": len(rows)}
+        for key in [k for k in rows[0] if k not in (*SETTING, "frames_produced", "frames_truth")]:
+            values = [v for row in rows if (v := row[key]) is not None]
             out[method][key] = round(sum(values) / len(values), 4) if values else None
     return out
 
 
-def measure(clip: Clip, folder: Path, options: EvaluateOptions, progress: Progress) -> dict[str, Any]:
-    """One clip's figures; all files that are made are put into `folder`."""
-    from .drive import drive
-    from .metrics import score
-    from .personalize import personalize
+def measure(
+    clip: Clip, folder: Path, options: EvaluateOptions, perceptual: Perceptual, progress: Progress
+) -> tuple[dict[str, Any], dict[int, RetargetError]]:
+    """One clip's entry of `Report`, and what went wrong with which K; all files that are made are put into `folder`.
 
+    Raises the first error when it is so with every K.
+    """
     me, truth = clip.path, clip.truth
     if truth is None:
         me, truth = split(clip.path, folder, options.split, progress)
+    done: dict[int, list[int]] = {}
+    failed: dict[int, RetargetError] = {}
+    methods: dict[str, dict[str, Any]] = {}
+    for frames in options.frames:
+        try:
+            done[frames], rows = _measure_frames(frames, me, truth, folder, options, perceptual, progress)
+            methods |= rows
+        except RetargetError as error:
+            failed[frames] = error
+    if not done:
+        raise next(iter(failed.values()))
+    for frames, why in failed.items():
+        progress.warn(f"{clip.name} could not be measured with K={frames}: {why}")
+    return {"references": done[max(done)], "methods": methods}, failed
+
+
+def _measure_frames(
+    frames: int,
+    me: Path,
+    truth: Path,
+    folder: Path,
+    options: EvaluateOptions,
+    perceptual: Perceptual,
+    progress: Progress,
+) -> tuple[list[int], dict[str, dict[str, Any]]]:
+    """The references and the rows of one K."""
+    from .drive import drive
+    from .metrics import score
+
+    several = len(options.init) * len(options.frames) * len(options.steps) > 1
     compute: dict[str, Any] = {"device": options.device, "precision": options.precision}
-    avatar = personalize(
-        me, frames=options.frames, steps=options.steps, size=options.size, model=options.model, seed=options.seed,
-        name="evaluated", progress=progress, **compute,
-    )  # fmt: skip
-    out = {name: folder / f"{name}.mp4" for name in (options.model, "warp", "copy")}
     same_place: dict[str, Any] = {"align": "none", "smooth": 0.0, "audio": False, **compute}
-    drive(avatar, truth, out[options.model], progress=progress, **same_place)
-    drive(unlearned(avatar), truth, out["warp"], progress=progress, **same_place)
-    copy(avatar, me, truth, out["copy"], progress)
-    return {
-        "references": avatar.meta.extra["picked"],
-        "methods": {name: score(path, truth, options.every, progress).as_dict() for name, path in out.items()},
-    }
+    rows: dict[str, dict[str, Any]] = {}
+
+    def path(name: str) -> Path:
+        return folder / f"{name}.mp4"
+
+    def judge(name: str, kind: str, init: str | None = None, steps: int | None = None) -> None:
+        figures = score(path(name), truth, options.every, progress).as_dict()
+        figures |= perceptual.score(path(name), truth, options.every, progress)
+        rows[name] = {"kind": kind, "init": init, "frames": frames, "steps": steps} | figures
+        path(name).unlink()
+
+    for init, steps in product(options.init, options.steps):
+        avatar = personalize(
+            me, frames=frames, steps=steps, init=init, size=options.size, model=options.model, seed=options.seed,
+            name="evaluated", progress=progress, **compute,
+        )  # fmt: skip
+        name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
+        drive(avatar, truth, path(name), progress=progress, **same_place)
+        judge(name, options.model, label(init), steps)
+    # The references are the same whatever is learned from them: the last avatar's do.
+    warp, copied = (f"{kind} K={frames}" if len(options.frames) > 1 else kind for kind in ("warp", "copy"))
+    drive(unlearned(avatar, folder / warp), truth, path(warp), progress=progress, **same_place)
+    judge(warp, "warp")
+    copy(avatar, me, truth, path(copied), progress)
+    judge(copied, "copy")
+    return avatar.meta.extra["picked"], rows
 
 
 def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[Path, Path]:
@@ -226,12 +420,12 @@ def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[P
     return out
 
 
-def unlearned(avatar: Avatar) -> Avatar:
-    """`avatar` without anything learned, which is deleted from its folder: its moved parts on its plate are left."""
+def unlearned(avatar: Avatar, folder: Path) -> Avatar:
+    """`avatar` without anything learned, in a new folder: its moved parts on its plate are left."""
     from .avatar import STATE, Avatar
 
-    (avatar.path / STATE).unlink(missing_ok=True)
-    return Avatar(replace(avatar.meta, model="dance", config={}, weights=None), avatar.path)
+    shutil.copytree(avatar.path, folder, ignore=shutil.ignore_patterns(STATE))
+    return Avatar(replace(avatar.meta, model="dance", config={}, weights=None), folder)
 
 
 def copy(avatar: Avatar, me: Path, truth: Path, out: Path, progress: Progress) -> None:

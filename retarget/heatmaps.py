@@ -87,7 +87,9 @@ def _tables(device: torch.device) -> _Tables:
 
 
 @torch.no_grad()
-def pose_maps(body: Tensor, face: Tensor, hands: Tensor, size: tuple[int, int], *, picture: tuple[int, int]) -> Tensor:
+def pose_maps(
+    body: Tensor, face: Tensor, hands: Tensor, size: tuple[int, int], *, picture: tuple[float, float]
+) -> Tensor:
     """Draw poses as maps.
 
     Args:
@@ -132,18 +134,19 @@ def pose_maps(body: Tensor, face: Tensor, hands: Tensor, size: tuple[int, int], 
         return maps
 
 
-def stack_poses(window: Sequence[Tensor]) -> Tensor:
+def stack_poses(window: Sequence[Tensor], count: int = WINDOW) -> Tensor:
     """Stack the maps of the last poses along the channels (DDG §3.2, "Temporal smoothing").
 
     Args:
         window: maps (B, C, H, W) of at least one pose, oldest first, the current one last. At the start of a clip there
-            are fewer than `WINDOW`: the first is repeated; of more, the last ones count.
+            are fewer than `count`: the first is repeated; of more, the last ones count.
+        count: how many poses are stacked.
 
     Returns:
-        (B, WINDOW * C, H, W).
+        (B, count * C, H, W).
     """
-    last = list(window)[-WINDOW:]
-    return torch.cat([last[0]] * (WINDOW - len(last)) + last, dim=1)
+    last = list(window)[-count:]
+    return torch.cat([last[0]] * (count - len(last)) + last, dim=1)
 
 
 def _clean(xyz: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from .metrics import foreground_psnr, foreground_ssim
-from .models.base import Batch, Frame, RetargetModel
+from .models.base import Batch, Frame, Objective, RetargetModel, stacked
 from .models.losses import matte_loss, pyramid_loss
 from .references import Gathered, pixels, poses, references, working_size
+from .training.fit import FitOptions, FitResult, fit
 from .training.player import Compute
 from .types import PoseTrack
 
 JITTER = 0.004
 """Noise of the poses while training, as a fraction of the picture's short side: about the estimator's own."""
+VARIANTS = 3
+"""How often each pair is drawn, with other noise."""
 
 
 class Lessons:
     """Pairs at `side` pixels: parts from the references but one, truth is that one.
 
-    With K ≥ 3 one reference from the middle of the order of choice is left out for validation and is never a truth to
-    learn from; with K = 2 each side of the pair serves once; a single picture learns from warped copies of itself.
+    With K ≥ 3 one reference from the middle of the order of choice may be left out for validation and is then never a
+    truth to learn from; with K = 2 each side of the pair serves once; a single picture learns from warped copies of
+    itself. What no parameter changes is drawn once (`RetargetModel.ahead`).
 
     identity   of all references at training size (what `tunable` is asked about).
     left_out   whether validation shows a picture that its identity does not know.
+    pairs      for each truth, the same pair with differently trembling poses, the first without.
     """
 
     def __init__(
@@ -41,33 +47,49 @@ class Lessons:
         compute: Compute,
         *,
         seed: int,
+        validate: bool = True,
     ) -> None:
         self.model, self.compute, self.seed = model, compute, seed
         self.first: dict[str, float] | None = None
         self.size = working_size(*gathered.size, side)
         count = len(gathered.frames)
-        full = references(stored, size=self.size)
-        self.identity = self._encode(full)
+        self.identity = self._encode(references(stored, size=self.size))
         self.left_out = count > 1
-        self.windows = [w.scaled(self.size) for w in gathered.windows]
-        self.truths = [self._truth(gathered, k) for k in range(count)]
+        windows = [w.scaled(self.size) for w in gathered.windows]
+        truths = [self._truth(gathered, k) for k in range(count)]
         if count == 1:
-            self.identities = [self._encode(self._warped(stored, gathered, n)) for n in range(3)]
-            self.windows, self.truths = self.windows * 3, self.truths * 3
-            self.validation = 2
+            identities = [self._encode(self._warped(stored, gathered, n)) for n in range(3)]
+            windows, truths = windows * 3, truths * 3
+            validation = 2
         else:
             others = [[j for j in range(count) if j != k] for k in range(count)]
-            self.identities = [self._encode(references(stored, o, self.size)) for o in others]
+            identities = [self._encode(references(stored, o, self.size)) for o in others]
             # The first chosen is the most typical, the last the most particular: one between.
-            self.validation = count - 1 if count < 3 else count // 2
-        self.training = [k for k in range(len(self.identities)) if k != self.validation]
+            validation = count - 1 if count < 3 else count // 2
+        rng = np.random.default_rng(seed)
+        self.pairs = [
+            [self._pair(windows[k], identities[k], truths[k], rng if n else None) for n in range(VARIANTS)]
+            for k in range(len(identities))
+        ]
+        self.held_out = self.pairs.pop(validation)[0] if validate else self.pairs[0][0]
 
     def _encode(self, known: Any) -> Any:
         return self.model.encode(known.to(self.compute.device))
 
+    def _pair(self, window: PoseTrack, identity: Any, truth: Frame, noise: np.random.Generator | None) -> Batch:
+        if noise is not None:
+            sigma = JITTER * min(self.size)
+            body = window.body.copy()
+            body[..., :2] += noise.normal(0, sigma, (1, *body.shape[1:2], 2)).astype(np.float32)
+            window = replace(window, body=body)
+        condition = self.model.condition(poses(window).to(self.compute.device), (self.size[1], self.size[0]))
+        condition, known, shown = self.model.ahead(condition, identity, truth)
+        return Batch(condition, known, None, shown)
+
     def _truth(self, gathered: Gathered, k: int) -> Frame:
         picture = cv2.resize(gathered.pictures[k], self.size, interpolation=cv2.INTER_AREA)
-        matte = cv2.resize(gathered.mattes[k], self.size, interpolation=cv2.INTER_AREA)
+        mattes = gathered.mattes if gathered.exact is None else gathered.exact
+        matte = cv2.resize(mattes[k], self.size, interpolation=cv2.INTER_AREA)
         return Frame(
             pixels(np.asarray(picture, np.uint8))[None].to(self.compute.device),
             torch.from_numpy(np.asarray(matte, np.float32))[None, None].to(self.compute.device),
@@ -89,36 +111,10 @@ class Lessons:
             moved[key] = points.astype(np.float32)
         return references(moved, size=self.size)
 
-    def _condition(self, window: PoseTrack, noise: np.random.Generator | None) -> Any:
-        if noise is not None:
-            sigma = JITTER * min(self.size)
-            body = window.body.copy()
-            body[..., :2] += noise.normal(0, sigma, (1, *body.shape[1:2], 2)).astype(np.float32)
-            window = replace(window, body=body)
-        return self.model.condition(poses(window).to(self.compute.device), (self.size[1], self.size[0]))
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Endless batches of `size` pairs. The pairs go round; the poses jitter."""
-        rng = np.random.default_rng(self.seed)
-        order: list[int] = []
-        while True:
-            chosen: list[int] = []
-            while len(chosen) < size:
-                order = order or rng.permutation(self.training).tolist()
-                chosen.append(order.pop())
-            conditions = [self._condition(self.windows[k], rng) for k in chosen]
-            condition = conditions[0]._replace(
-                maps=torch.cat([c.maps for c in conditions]), skeletons=tuple(c.skeletons[0] for c in conditions)
-            )
-            identity = tuple(self.identities[k][0] for k in chosen)
-            truth = Frame(*(torch.cat([getattr(self.truths[k], f) for k in chosen]) for f in ("rgb", "matte")))
-            yield Batch(condition, identity, None, truth)
-
     def _draw(self) -> tuple[Frame, Frame]:
         with torch.no_grad():
-            condition = self._condition(self.windows[self.validation], None)
-            frame, _ = self.model(condition, self.identities[self.validation], None)
-        return frame, self.truths[self.validation]
+            frame, _ = self.model(self.held_out.condition, self.held_out.identity, None)
+        return frame, self.held_out.truth
 
     def validate(self) -> float:
         """How far the picture left out is from being reconstructed; lower is better.
@@ -149,6 +145,41 @@ class Lessons:
         shown, true = (as_image(f.rgb[0]) for f in (frame, truth))
         inside = truth.matte[0, 0].cpu().numpy() > 0.5
         return {"fg_psnr": foreground_psnr(shown, true, inside), "fg_ssim": foreground_ssim(shown, true, inside)}
+
+
+def batches(pairs: Sequence[Sequence[Batch]], size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of `size` pairs: all truths in turn, repeated when they are fewer (MetaPix §3).
+
+    Args:
+        pairs: for each truth, the pair in several variants, of which one is drawn each time.
+    """
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    while True:
+        chosen: list[Batch] = []
+        while len(chosen) < size:
+            order = order or rng.permutation(len(pairs)).tolist()
+            variants = pairs[order.pop()]
+            chosen.append(variants[rng.integers(len(variants))])
+        yield stacked(chosen)
+
+
+def adapt(
+    model: RetargetModel,
+    objective: Objective,
+    pairs: Sequence[Sequence[Batch]],
+    options: FitOptions,
+    compute: Compute,
+    *,
+    parameters: Iterable[nn.Parameter],
+    validate: Callable[[], float] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> FitResult:
+    """T steps on a person's pairs: what `personalize` runs, and each task of Reptile (MetaPix, Algorithm 1)."""
+    return fit(
+        model, objective, batches(pairs, options.batch, options.seed), parameters=parameters, compute=compute,
+        options=options, validate=validate, on_step=on_step,
+    )  # fmt: skip
 
 
 def as_image(rgb: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, WeightsError
 from .types import Progress, Silent
 
 if TYPE_CHECKING:
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from .references import Gathered
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+INITS = ("meta", "pretrain", "random")
 TRAINING_SIDE = 256
 """Short side of the pictures that fine-tuning works on."""
+BATCH = 4
+"""Pairs per step of fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class PersonalizeOptions:
     steps       T: fine-tuning steps; 0 skips it.
     name        of the avatar; None takes the first input's.
     model       which system of `models.MODELS`.
+    init        the weights that fine-tuning starts from: `meta` (meta-learned), `pretrain`, `random` (nothing learned),
+                or a .safetensors file made by `retarget train`. Where a model has no weights of that kind shipped, it
+                starts from nothing learned.
     size        short side of the avatar's picture in pixels; never enlarged.
     pick        frames (or photos) to use, counted from 0, instead of choosing.
     person      `largest`, or `X,Y`: the person at this pixel of the first frame.
@@ -45,6 +51,7 @@ class PersonalizeOptions:
     steps: int = 200
     name: str | None = None
     model: str = "dance"
+    init: str = "meta"
     size: int = 512
     pick: tuple[int, ...] = ()
     person: str = "largest"
@@ -93,7 +100,7 @@ def personalize(
     # One seed for all that is random, and the caller's random numbers stay as they are.
     with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        model, weights, config = start(options.model, progress)
+        model, weights, config = start(options.model, options.init, progress)
         gathered = gather(paths, options, progress)
         stored = arrays(gathered)
         quality = fine_tune(model, stored, gathered, options, compute, progress) if options.steps else {}
@@ -134,6 +141,10 @@ def check(options: PersonalizeOptions) -> None:
         raise UsageError(f"An avatar needs at least one frame, not {options.frames}.", "Use --frames 5.")
     if options.steps < 0:
         raise UsageError(f"Fine-tuning cannot take {options.steps} steps.", "Use --steps 0 or more.")
+    if options.init not in INITS and not options.init.endswith(".safetensors"):
+        raise UsageError(
+            f"There is no start “{options.init}”.", f"Use --init {', '.join(INITS)} or a .safetensors file."
+        )
     if options.size < 64:
         raise UsageError(f"A picture of {options.size} pixels is too small.", "Use --size 64 or more.")
     if options.background not in ("video", "frames"):
@@ -186,17 +197,29 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
     )  # fmt: skip
 
 
-def start(name: str, progress: Progress) -> tuple[RetargetModel, str | None, dict[str, Any]]:
-    """A model with its shipped weights, if there are any; their sha256; its configuration."""
+def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str | None, dict[str, Any]]:
+    """A model with the weights that `PersonalizeOptions.init` names; their sha256; its configuration."""
     from . import weights
     from .models import build
 
-    if not weights.known(name):
+    if init.endswith(".safetensors"):
+        tensors, trained, config = weights.load_file(Path(init))
+        if trained != name:
+            raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
+        digest = weights.sha256(Path(init))
+    elif init == "random" or not weights.known(entry := weights.ENTRY[init].format(name)):
         return build(name), None, {}
-    tensors, config = weights.load(name, progress=progress)
+    else:
+        tensors, config = weights.load(entry, progress=progress)
+        digest = weights.entry(entry).sha256
     model = build(name, config)
-    model.load_state_dict(tensors)
-    return model, weights.entry(name).sha256, config
+    try:
+        model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("critics.")})
+    except RuntimeError as error:
+        raise WeightsError(
+            f"These weights do not fit the model {name}: {str(error).splitlines()[-1].strip()}.", "Use others."
+        ) from error
+    return model, digest, config
 
 
 def fine_tune(
@@ -213,21 +236,21 @@ def fine_tune(
     the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3).
     """
     from . import weights
-    from .lessons import Lessons
+    from .lessons import Lessons, adapt
     from .models.losses import VGG19, DanceObjective, LossWeights
-    from .training.fit import FitOptions, fit
+    from .training.fit import FitOptions
 
     progress.stage("Preparing pairs", None)
     lessons = Lessons(model, stored, gathered, TRAINING_SIDE, compute, seed=options.seed)
     # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
     vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
     objective = DanceObjective(0, LossWeights(w_rela=0), vgg=vgg)
-    how = FitOptions(options.steps, batch=2, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
+    how = FitOptions(options.steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", options.steps)
-    result = fit(
-        model, objective, lessons.batches(how.batch), parameters=model.tunable(lessons.identity), compute=compute,
-        options=how, validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
+    result = adapt(
+        model, objective, lessons.pairs, how, compute, parameters=model.tunable(lessons.identity),
+        validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
     )  # fmt: skip
     for note in result.notes:
         progress.warn(note)

@@ -46,6 +46,7 @@ class Gathered:
     picked   which frames of the video, or photos, they are.
     pictures (K, H, W, 3) uint8 RGB, untouched.
     colour   of the video, see `VideoInfo`.
+    exact    mattes that are known exactly, as in training corpora; what training holds for true.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -57,6 +58,7 @@ class Gathered:
     picked: tuple[int, ...]
     pictures: npt.NDArray[np.uint8]
     colour: Colour = "bt601"
+    exact: Array | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .errors import StorageError, WeightsError
+from .errors import InputError, StorageError, WeightsError
 from .types import Progress, Silent
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 NONE_SHIPPED: Final = "No pretrained weights are shipped with this version; dance starts from the moved pixels."
 CHUNK: Final = 1 << 20
+ENTRY: Final = {"meta": "{}", "pretrain": "{}-pretrain"}
+"""What the weights of a model are called in the manifest."""
 STALLS: Final = 3
 """How often in a row a transfer may break without a byte having come before `pull` gives up."""
 
@@ -112,6 +114,35 @@ def load(name: str, *, progress: Progress | None = None) -> tuple[dict[str, torc
         return load_file(path), dict(entry(name).config)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}.", _AGAIN) from error
+
+
+def load_file(path: Path) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """The tensors of a file that `save_file` wrote, on the CPU, its model's name and its network's configuration.
+
+    Raises InputError when there is no such file, WeightsError when it is no file of `retarget train`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.", "Check the name.")
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, said["model"], json.loads(said["config"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path} does not hold weights that retarget train wrote.", "Name another file.") from error
+
+
+def save_file(path: Path, tensors: Mapping[str, torch.Tensor], model: str, config: Mapping[str, Any]) -> None:
+    """Write fp16 weights with their model's name and configuration; the file appears when it is complete."""
+    import torch
+    from safetensors.torch import save_file as save
+
+    half = {k: t.detach().cpu().to(torch.float16).contiguous() for k, t in tensors.items()}
+    part = path.with_name(f".{path.name}.part")
+    save(half, part, {"model": model, "config": json.dumps(dict(config))})
+    part.replace(path)
 
 
 def pull(name: str | None = None, *, progress: Progress | None = None) -> list[tuple[Entry, Path]]:

@@ -106,7 +106,7 @@ CONTRACT = {
     "--seed --restart --json --quiet",
     "drive": "--source --out --avatar --align --smooth --background --audio --no-audio --compare --start --end --size "
     "--watermark --device --precision --yes --json --quiet",
-    "evaluate": "--frames --steps --split --json --quiet",
+    "evaluate": "--init --frames -k --steps -t --split --out --json --quiet",
     "doctor": "--json",
     "avatars list": "--json",
     "avatars show": "--json",
@@ -203,8 +203,14 @@ def test_every_option_of_the_functions_is_on_the_command_line(options: type, cap
 
 
 def report(**changes: Any) -> Report:
-    methods = {"dance": {"psnr": 24.123456, "face_ssim": None}, "copy": {"psnr": 18.0, "face_ssim": 0.5}}
-    return Report({"clips": [{"clip": "me", "methods": methods}], "mean": methods, "failures": [], **changes})
+    setting = {"kind": "dance", "init": "meta", "frames": 5, "steps": 20, "clips": 1}
+    methods = {
+        "dance": {**setting, "psnr": 24.123456, "face_ssim": None},
+        "copy": {**setting, "psnr": 18.0, "face_ssim": 0.5},
+    }
+    return Report(
+        {"clips": [{"clip": "me", "methods": methods}], "mean": methods, "failures": [], "notes": [], **changes}
+    )
 
 
 def test_evaluate(replaced: Callable[..., Called], capsys: Out) -> None:
@@ -223,6 +229,19 @@ def test_evaluate(replaced: Callable[..., Called], capsys: Out) -> None:
     ]
     assert main(["--json", "evaluate", "me.mp4"]) == 0
     assert json.loads(capsys.readouterr().out) == report()
+
+
+def test_evaluate_with_lists(replaced: Callable[..., Called]) -> None:
+    called = replaced("evaluate.evaluate", report())
+    Path("mine.safetensors").touch()
+    words = "evaluate me.mp4 --init random,meta,mine.safetensors -k 1,3,10 --steps 0,20 --out report --json a.json"
+    for _ in range(2):  # a report may be replaced
+        assert main(words.split()) == 0
+        assert sorted(os.listdir("report")) == ["report.json", "report.md"]
+        assert json.loads(Path("report/report.json").read_text()) == json.loads(Path("a.json").read_text()) == report()
+    assert called.calls[0][0][1] == EvaluateOptions(
+        init=("random", "meta", "mine.safetensors"), frames=(1, 3, 10), steps=(0, 20)
+    )
 
 
 def test_evaluate_with_everything(replaced: Callable[..., Called]) -> None:
@@ -310,6 +329,14 @@ REFUSED = [
     (f"{EVALUATE} --every 0", "--every 0"),
     (f"{EVALUATE} --model magic", "magic"),
     (f"{EVALUATE} -t -1", "--steps -1"),
+    (f"{EVALUATE} -k 5,0", "--frames 0"),
+    (f"{EVALUATE} -k 5,", "--frames '5,'"),
+    (f"{EVALUATE} -k five", "--frames 'five'"),
+    (f"{EVALUATE} -t 20,20", "--steps names one twice"),
+    (f"{EVALUATE} --init meta,magic", "magic"),
+    (f"{EVALUATE} --init meta,", "There is no start"),
+    (f"{EVALUATE} --init a.safetensors,b/a.safetensors", "--init names one twice"),
+    (f"{EVALUATE} --out me.mp4", "me.mp4 is no folder"),
     ("avatars rm me", "needs a yes"),
     ("avatars frob", "frob"),
     ("frob", "frob"),
@@ -350,6 +377,8 @@ def test_what_cannot_be_is_refused_before_any_work(
         ("drive --source dance.mp4 --out out.mp4 --avatar carl", 3, "carl"),
         ("drive --source dance.mp4 --out no/out.mp4", 6, "The folder no does not exist"),
         ("evaluate nobody.mp4", 3, "nobody.mp4"),
+        ("evaluate me.mp4 --init no.safetensors", 3, "no.safetensors"),
+        ("evaluate me.mp4 --out no/report", 6, "The folder no does not exist"),
         ("evaluate me.mp4 --json no/figures.json", 6, "The folder no does not exist"),
         ("avatars show carl", 3, "carl"),
         ("avatars rm carl --yes", 3, "carl"),

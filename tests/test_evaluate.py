@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 
 from retarget import evaluate as evaluating
 from retarget.avatar import Avatar, AvatarMeta, avatar_names, save_avatar
-from retarget.errors import NobodyFound, UsageError
+from retarget.errors import InputError, NobodyFound, UsageError
 from retarget.evaluate import Clip, EvaluateOptions, Report, evaluate
 from retarget.folders import avatars_dir, cache_dir
-from retarget.metrics import FIGURES
+from retarget.metrics import FIGURES, Scores
+from retarget.perceptual_metrics import Perceptual
 from retarget.types import Image, PoseTrack, Silent
 from retarget.video import open_reader, open_writer, probe, timestamps
 
@@ -40,8 +42,9 @@ def read(path: Path, **options: Any) -> list[Image]:
         return list(frames)
 
 
-def figures(psnr: float | None) -> dict[str, float | None]:
-    return dict.fromkeys(FIGURES, 1.0) | {"psnr": psnr, "frames_produced": 3, "frames_truth": 3}
+def row(psnr: float | None, kind: str = "dance", init: str | None = None, k: int = 5, t: int | None = None) -> Any:
+    setting = {"kind": kind, "init": init, "frames": k, "steps": t}
+    return setting | {"frames_produced": 3, "frames_truth": 3} | dict.fromkeys(FIGURES, 1.0) | {"psnr": psnr}
 
 
 def avatar(poses: PoseTrack | None = None, picked: tuple[int, ...] = (0,)) -> Avatar:
@@ -123,11 +126,12 @@ def test_copy_shows_the_reference_with_the_nearest_pose(tmp_path: Path, monkeypa
     assert probe(tmp_path / "out.mp4").fps == 25
 
 
-def test_unlearned() -> None:
+def test_unlearned(tmp_path: Path) -> None:
     known = avatar()
     assert known.state()
-    warp = evaluating.unlearned(known)
+    warp = evaluating.unlearned(known, tmp_path / "warp")
     assert warp.state() == {}
+    assert known.state()
     assert (warp.model, warp.meta.config, warp.meta.weights) == ("dance", {}, None)
     assert set(warp.tensors()) == {"plate"}
 
@@ -166,10 +170,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[
     """Replace the work: clip name → what is measured, or the error. Returns the files to give to `evaluate`."""
 
     def replace(results: dict[str, Any]) -> list[str]:
-        def measure(clip: Clip, *_: Any) -> dict[str, Any]:
-            if isinstance(results[clip.name], Exception):
-                raise results[clip.name]
-            return {"references": [1], "methods": results[clip.name]}
+        def measure(clip: Clip, *_: Any) -> tuple[dict[str, Any], dict[int, Exception]]:
+            result = results[clip.name]
+            if isinstance(result, Exception):
+                raise result
+            rows, missed = result if isinstance(result, tuple) else (result, {})
+            return {"references": [1], "methods": rows}, missed
 
         monkeypatch.setattr(evaluating, "measure", measure)
         return [str(tmp_path / f"{name}.mp4") for name in results]
@@ -180,6 +186,10 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[
 class Told(Silent):
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -189,9 +199,9 @@ def test_a_failing_clip_does_not_end_the_rest(measured: Callable[[dict[str, Any]
     told = Told()
     clips = measured(
         {
-            "a": {"dance": figures(20.0), "copy": figures(10.0)},
+            "a": {"dance": row(20.0), "copy": row(10.0)},
             "b": NobodyFound("Nobody in b.mp4.", "Film again."),
-            "c": {"dance": figures(23.0), "copy": figures(None)},
+            "c": {"dance": row(23.0), "copy": row(None)},
         }
     )
     report = evaluate(clips, steps=3, progress=told)
@@ -202,7 +212,10 @@ def test_a_failing_clip_does_not_end_the_rest(measured: Callable[[dict[str, Any]
         {"clip": "b", "type": "NobodyFound", "error": "Nobody in b.mp4.", "remedy": "Film again."}
     ]
     assert told.warnings == ["b could not be measured: Nobody in b.mp4. Film again."]
-    assert report["options"]["steps"] == 3
+    assert report["options"]["steps"] == [3]
+    assert report["mean"]["dance"]["clips"] == 2
+    assert "Means are over 2 of 3 clips, of which everything was measured." in report["notes"]
+    assert told.notes == report["notes"]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -223,6 +236,12 @@ def test_a_mistake_of_ours_is_not_hidden(measured: Callable[[dict[str, Any]], li
         (["a.mp4"], {"split": 1.0}, "split"),
         (["a.mp4"], {"every": 0}, "0th"),
         (["a.mp4"], {"speed": 1}, "speed"),
+        (["a.mp4"], {"frames": ()}, "--frames names nothing"),
+        (["a.mp4"], {"frames": (5, 0)}, "at least one frame"),
+        (["a.mp4"], {"steps": (1, 1)}, "--steps names one twice"),
+        (["a.mp4"], {"steps": -1}, "-1 steps"),
+        (["a.mp4"], {"init": ("meta", "magic")}, "magic"),
+        (["a.mp4"], {"init": ("x/a.safetensors", "y/a.safetensors")}, "--init names one twice"),
         ([], {}, "nothing"),
     ],
 )
@@ -233,9 +252,10 @@ def test_wrong_options(clips: list[str], changes: dict[str, Any], named: str) ->
 
 def test_tables() -> None:
     report = Report(
-        clips=[{"clip": "a", "references": [], "methods": {"dance": figures(20.25), "copy": figures(None)}}],
+        clips=[{"clip": "a", "references": [], "methods": {"dance": row(20.25), "copy": row(None)}}],
         mean={"dance": {"psnr": 20.25}},
         failures=[],
+        notes=[],
     )
     rows = report.rows()
     assert [(r["clip"], r["method"], r["psnr"]) for r in rows] == [
@@ -249,10 +269,182 @@ def test_tables() -> None:
     assert lines[3].startswith("| a | copy | – | 1.000 |")
 
 
+def test_weights_are_looked_for_before_any_work(measured: Callable[[dict[str, Any]], list[str]]) -> None:
+    clips = measured({"a": ZeroDivisionError("work began")})
+    with pytest.raises(InputError, match=r"missing\.safetensors"):
+        evaluate(clips, init=("random", "missing.safetensors"))
+
+
+def test_a_start_from_nothing_is_told(
+    measured: Callable[[dict[str, Any]], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = {"random": None, "pretrain": None, "meta": "abc"}
+    monkeypatch.setattr(evaluating, "start", lambda model, init, progress: (None, digests[init], {}))
+    report = evaluate(measured({"a": {"dance": row(1.0)}}), init=("random", "pretrain", "meta"))
+    assert report["weights"] == digests
+    assert [n for n in report["notes"] if "nothing learned" in n] == [
+        "There are no pretrain weights of dance: its rows start from nothing learned."
+    ]
+
+
+# Several inits, K and T.
+
+
+def grid(missing: int | None = None, base: float = 20) -> dict[str, Any]:
+    """Rows of 2 inits, 3 K and 3 T without one of the K; the PSNR tells them apart."""
+    rows: dict[str, Any] = {}
+    for k in (1, 5, 10):
+        if k != missing:
+            for i, init in enumerate(("random", "mine")):
+                for t in (0, 20, 200):
+                    rows[f"dance {init} K={k} T={t}"] = row(base + i + k + t / 100, "dance", init, k, t)
+            rows |= {f"{kind} K={k}": row(base - k, kind, None, k) for kind in ("warp", "copy")}
+    return rows
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Measure a clip that has 7 usable frames, with fakes for all that is slow. Returns the clip's entry, what went
+    wrong, the videos that were made (“+”: with something learned), and the warnings."""
+
+    def personalize(me: Path, *, frames: int, **_: Any) -> Avatar:
+        if frames > 7:
+            raise NobodyFound(f"7 frames, fewer than {frames}.")
+        return avatar(picked=tuple(range(frames)))
+
+    def run(perceptual: dict[str, float] | None = None, **options: Any) -> Any:
+        made: list[str] = []
+
+        def drive(avatar: Avatar, truth: Path, out: Path, **_: Any) -> None:
+            made.append(out.stem + "+" * bool(avatar.state()))
+            out.touch()
+
+        def copy(avatar: Avatar, me: Path, truth: Path, out: Path, _: Any) -> None:
+            made.append(out.stem)
+            out.touch()
+
+        def score(produced: Path, *_: Any) -> Scores:
+            assert produced.exists()
+            return Scores(3, 3, *[float(len(made))] * len(FIGURES))
+
+        monkeypatch.setattr(evaluating, "personalize", personalize)
+        monkeypatch.setattr(importlib.import_module("retarget.drive"), "drive", drive)
+        monkeypatch.setattr("retarget.metrics.score", score)
+        monkeypatch.setattr(evaluating, "copy", copy)
+        monkeypatch.setattr(Perceptual, "score", lambda *_: perceptual or {})
+        clip, told = Clip("a", tmp_path / "a_me.mp4", tmp_path / "a_drive.mp4"), Told()
+        nobody: Any = None
+        networks = Perceptual(None, None, nobody, ())
+        line, missed = evaluating.measure(clip, tmp_path, EvaluateOptions(**options), networks, told)
+        assert not list(tmp_path.glob("*.mp4"))  # they would fill the disk
+        return line, missed, made, told.warnings
+
+    return run
+
+
+def test_one_combination(work: Callable[..., Any]) -> None:
+    line, missed, made, _ = work(frames=3)
+    assert made == ["dance+", "warp", "copy"]
+    assert list(line["methods"]) == ["dance", "warp", "copy"]
+    assert [[r[key] for key in evaluating.SETTING] for r in line["methods"].values()] == [
+        ["dance", "meta", 3, 20], ["warp", None, 3, None], ["copy", None, 3, None],
+    ]  # fmt: skip
+    assert (line["references"], missed) == ([0, 1, 2], {})
+
+
+def test_every_combination_once(work: Callable[..., Any]) -> None:
+    line, missed, made, warnings = work(
+        {"lpips": 0.25}, init=("random", "x/mine.safetensors"), frames=(3, 8, 2), steps=(0, 20)
+    )
+    wanted = []
+    for k in (3, 2):
+        wanted += [f"dance {init} K={k} T={t}+" for init in ("random", "mine") for t in (0, 20)]
+        wanted += [f"warp K={k}", f"copy K={k}"]
+    assert made == wanted
+    assert list(line["methods"]) == [name.removesuffix("+") for name in wanted]
+    mine = line["methods"]["dance mine K=2 T=20"]
+    assert [mine[key] for key in evaluating.SETTING] == ["dance", "mine", 2, 20]
+    assert (mine["psnr"], mine["lpips"]) == (made.index("dance mine K=2 T=20+") + 1, 0.25)
+    assert line["references"] == [0, 1, 2]
+    assert list(missed) == [8]
+    assert warnings == ["a could not be measured with K=8: 7 frames, fewer than 8."]
+
+
+def test_baselines_have_one_name_where_there_is_one_k(work: Callable[..., Any]) -> None:
+    assert work(init=("random", "meta"))[2] == ["dance random K=5 T=20+", "dance meta K=5 T=20+", "warp", "copy"]
+
+
+def test_no_combination_of_a_clip(work: Callable[..., Any]) -> None:
+    with pytest.raises(NobodyFound, match="fewer than 9"):
+        work(frames=(9, 8))
+
+
+def test_means_are_over_the_same_clips(measured: Callable[[dict[str, Any]], list[str]]) -> None:
+    why = NobodyFound("Too few.", "Film more.")
+    short, long = (grid(missing=10), {10: why}), grid(base=30)
+    report = evaluate(measured({"short": short, "long": long}), frames=(1, 5, 10))
+    assert report["mean"]["warp K=1"]["psnr"] == 29
+    assert report["mean"]["warp K=1"]["clips"] == report["mean"]["warp K=10"]["clips"] == 1
+    assert report.failures == [
+        {"clip": "short", "frames": 10, "type": "NobodyFound", "error": "Too few.", "remedy": "Film more."}
+    ]
+    assert "short with K=10: Too few." in report.page()
+    assert "Means are over 1 of 2 clips, of which everything was measured." in report["notes"]
+    # Where no clip has everything, each mean says for itself what it covers.
+    report = evaluate(measured({"short": short, "other": (grid(missing=1), {1: why})}), frames=(1, 5, 10))
+    assert [report["mean"][f"warp K={k}"]["clips"] for k in (1, 5, 10)] == [1, 2, 1]
+    assert any("they may differ" in note for note in report["notes"])
+
+
+def test_a_saved_report(measured: Callable[[dict[str, Any]], list[str]], tmp_path: Path) -> None:
+    rows = {name: r | {"lpips": 0.1} for name, r in grid().items()}
+    report = evaluate(measured({"a": rows}), frames=(1, 5, 10), steps=(0, 20, 200))
+    report.save(tmp_path / "report")
+    assert sorted(os.listdir(tmp_path / "report")) == ["k.png", "report.json", "report.md", "t.png"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+    page = (tmp_path / "report" / "report.md").read_text().splitlines()
+    start = page.index(
+        "| method | init | K | T | clips | psnr | ssim | mse | " + " | ".join([*FIGURES[3:], "lpips"]) + " |"
+    )
+    assert page[start + 2].startswith("| dance | random | 1 | 0 | 1 | 21.000 |")
+    assert page[start + 8].startswith("| warp | – | 1 | – | 1 | 19.000 |")
+    assert "![Means over K (T = 20)](k.png)" in page
+    assert "![Means over T (K = 5)](t.png)" in page
+
+
+def test_curves() -> None:
+    report = Report(clips=[], mean=grid(), failures=[], notes=[])
+    drawn = report._curves()
+    assert list(drawn["k.png"][2]) == [
+        "PSNR (dB)",
+        "SSIM",
+        "MSE (less is better)",
+        "fg PSNR (dB)",
+        "fg SSIM",
+        "face SSIM",
+    ]
+    assert drawn["k.png"][2]["PSNR (dB)"] == {
+        "random": ([1, 5, 10], [21.2, 25.2, 30.2]),
+        "mine": ([1, 5, 10], [22.2, 26.2, 31.2]),
+        "warp": ([1, 5, 10], [19, 15, 10]),
+        "copy": ([1, 5, 10], [19, 15, 10]),
+    }
+    assert drawn["t.png"][2]["PSNR (dB)"] == {
+        "random": ([0, 20, 200], [25, 25.2, 27]),
+        "mine": ([0, 20, 200], [26, 26.2, 28]),
+        "warp": ([0, 20, 200], [15, 15, 15]),
+        "copy": ([0, 20, 200], [15, 15, 15]),
+    }
+    few = {name: r for name, r in grid().items() if r["steps"] in (0, 200, None) and r["frames"] == 10}
+    drawn = Report(clips=[], mean=few, failures=[], notes=[])._curves()
+    assert [title for title, _, _ in drawn.values()] == ["Means over T (K = 10)"]
+
+
 def test_defaults_are_read_without_anything_heavy() -> None:
     code = "import retarget.evaluate, sys; sys.exit(bool({'torch', 'cv2', 'mediapipe'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert EvaluateOptions(steps=1) != EvaluateOptions()
+    assert EvaluateOptions(init="meta", frames=[5], steps=20) == EvaluateOptions()  # type: ignore[arg-type]
 
 
 # All of it.

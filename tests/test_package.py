@@ -72,8 +72,9 @@ def test_other_pythons_get_a_sentence(version: tuple[int, int, int]) -> None:
 
 RANK = {
     **dict.fromkeys(("errors", "skeleton", "types"), 0),
-    **dict.fromkeys(("heatmaps", "parts", "folders", "console"), 1),
+    **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots"), 1),
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
+    "perceptual_metrics": 2,
     "training": 3,
     **dict.fromkeys(("personalize", "drive", "evaluate", "doctor"), 4),
     "cli": 5,

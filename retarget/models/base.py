@@ -10,10 +10,11 @@ Pixels are float32 RGB in -1..1; mattes are in 0..1; pictures are (B, 3, H, W). 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -84,8 +85,40 @@ class Batch(NamedTuple):
     truth: Frame
 
 
+def stacked(items: Sequence[Any]) -> Any:
+    """One batch out of batches, conditions, identities or frames of one kind.
+
+    Pictures of different sizes are continued past their right and lower borders; tuples are joined; of anything else
+    the first one's stands for all.
+    """
+    first = items[0]
+    if isinstance(first, Tensor):
+        sides = [max(x.shape[d] for x in items) for d in range(2, first.dim())]
+        pads = [[n for d in reversed(range(2, x.dim())) for n in (0, sides[d - 2] - x.shape[d])] for x in items]
+        return torch.cat([F.pad(x, pad, "replicate") if any(pad) else x for x, pad in zip(items, pads, strict=True)])
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(stacked(field) for field in zip(*items, strict=True)))
+    if isinstance(first, tuple) and not all(isinstance(x, int | float) for x in first):
+        return tuple(x for item in items for x in item)
+    return first
+
+
 class RetargetModel(nn.Module, ABC):
     """A network that draws a known person in given poses."""
+
+    Ahead: type[Any] | None = None
+    """What `ahead` makes of a condition, if that is a tuple of tensors in 0..1 and needs no identity: training keeps it
+    on the disk. None: it is made anew each time."""
+
+    @property
+    def ahead_depends_on(self) -> dict[str, Any]:
+        """What of the model's configuration `ahead` depends on."""
+        return {}
+
+    @property
+    @abstractmethod
+    def maps(self) -> int:
+        """Channels of a condition's maps."""
 
     @abstractmethod
     def condition(self, poses: Poses, size: tuple[int, int], previous: Any = None) -> Condition:
@@ -106,6 +139,15 @@ class RetargetModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, condition: Any, identity: Identity, state: State) -> tuple[Frame, State]:
         """Draw one frame of a clip."""
+
+    def ahead(self, condition: Any, identity: Identity, truth: Frame) -> tuple[Any, Identity, Frame]:
+        """For training: whatever of the forward pass no parameter changes, done once for many steps.
+
+        Returns:
+            What `forward` takes in the place of condition and identity, and the truth that its frame is compared with:
+            the same picture, or a part of it.
+        """
+        return condition, identity, truth
 
     @abstractmethod
     def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:

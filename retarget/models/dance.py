@@ -2,15 +2,16 @@
 
 The paper's two stages, with moved pixels carrying all fine detail:
 
-    parts (§3.1) ─ moved at low resolution ─┐
-    pose maps (§3.2) ───────────────────────┴─ human synthesis net (§3.3) ─ flow, matte, colour
-    parts, moved once more at full resolution through that flow ─ the person
-    person over the plate (Eq. 2) ─ fusion net (§3.4) ─ colour
+    parts (§3.1), moved at full resolution ─┐
+    pose maps (§3.2) ───────────────────────┴─ around the person, small ─ human synthesis net (§3.3) ─ flow, matte,
+                                               colour, shade
+    the moved parts through that flow, over the shaded plate (Eq. 2) ─ fusion net (§3.4) ─ colour
 
 Where it departs from the paper: the nets paint no pixels from nothing. The synthesis net bends the moved parts by a
-smooth flow, corrects the matte and the colours; the fusion net corrects the colours of the whole (shadows, seams). Both
-work at `DanceConfig.work` pixels and end in zero-initialised layers: a network that has learnt nothing shows the moved
-parts on the plate. A matte takes the place of the paper's chroma key.
+smooth flow, corrects the matte and the colours, and shades the plate; the fusion net, if there is one, corrects the
+colours of the whole. Both see only the person's surroundings, at a fixed number of pixels per metre of the body
+(`DanceConfig.density`), so that a person looks alike to them in every video; they end in zero-initialised layers: a
+network that has learnt nothing shows the moved parts on the plate. A matte takes the place of the paper's chroma key.
 """
 
 from __future__ import annotations
@@ -26,42 +27,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import parts
-from ..heatmaps import POSE_CHANNELS, WINDOW, pose_maps, stack_poses
-from ..skeleton import PARTS
+from ..heatmaps import POSE_CHANNELS, pose_maps, stack_poses
 from ..types import PoseTrack
 from .base import Frame, Poses, References, RetargetModel
 from .layers import UNet
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in whole pixels of what is drawn."""
+MARGIN = 0.24
+"""Metres around the joints within which a person's head, hands, feet and clothes end."""
 
 
 @dataclass(frozen=True)
 class DanceConfig:
     """The networks' sizes.
 
-    work    short side of the pictures that the nets see, in pixels.
-    width   channels of the nets' finest level.
-    depth   levels of the nets.
-    flow    the largest residual flow, as a fraction of the picture's short side.
-    colour  the largest correction of a colour, in -1..1 units.
+    density  pixels per metre of the body that the nets see.
+    width    channels of the synthesis net's finest level.
+    depth    levels of the nets.
+    fusion   channels of the fusion net's finest level; 0: there is none.
+    window   poses whose maps the nets see, the current one last (DDG §4.2: K = 3).
+    flow     the largest residual flow, in metres.
+    colour   the largest correction of a colour, in 0..1 units.
     """
 
-    work: int = 192
+    density: float = 80.0
     width: int = 16
     depth: int = 4
-    flow: float = 0.03
-    colour: float = 0.5
+    fusion: int = 0
+    window: int = 1
+    flow: float = 0.08
+    colour: float = 0.4
 
 
 class DanceCondition(NamedTuple):
     """One pose window per picture of the batch."""
 
     maps: Tensor
-    """(B, 45, h, w): the stacked pose maps at working resolution."""
+    """(B, 15 · window, h, w): the stacked pose maps of the surroundings, `DanceConfig.density` pixels per metre."""
     skeletons: tuple[parts.Skeleton, ...]
     """The current poses, in pixels of the avatar's picture."""
+    boxes: tuple[Box, ...]
+    """The surroundings that `maps` cover, all of one size."""
     size: tuple[int, int]
     """(H, W) of what is drawn."""
     zoom: float
     """Drawn pixels per pixel of the avatar's picture."""
+    recent: tuple[Poses, ...]
+    """The window's poses, oldest first."""
+
+
+class Moved(NamedTuple):
+    """A condition whose person is drawn already: all of the forward pass that no parameter changes (`ahead`)."""
+
+    maps: Tensor
+    """(B, 15 · window, h, w)"""
+    person: Tensor
+    """(B, 4, H, W): the moved parts, red, green, blue in 0..1 premultiplied by alpha, and alpha."""
+    plate: Tensor
+    """(B, 3, H, W) in 0..1."""
 
 
 class Person(NamedTuple):
@@ -89,38 +113,51 @@ def to_track(poses: Poses, item: int, which: slice = slice(None)) -> PoseTrack:
 
 
 class Dance(RetargetModel):
-    """The model. Its parameters are the two nets; all knowledge of a person is in the identity."""
+    """The model. Its parameters are the nets; all knowledge of a person is in the identity."""
+
+    Ahead = Moved
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
         self.config = DanceConfig(**config)
-        seen = 3 + 1 + len(PARTS)  # moved parts, their alpha, who is where
-        maps = POSE_CHANNELS * WINDOW
-        width, depth = self.config.width, self.config.depth
-        self.synthesis = UNet(seen + maps, 2 + 1 + 3, width, depth)
-        self.fusion = UNet(3 + 1 + 3 + maps, 3, width, depth)
+        c = self.config
+        self.synthesis = UNet(3 + 1 + 3 + self.maps, 2 + 1 + 3 + 1, c.width, c.depth)
+        self.fusion = UNet(3 + 1 + 3 + self.maps, 3, c.fusion, c.depth) if c.fusion else None
+
+    @property
+    def maps(self) -> int:
+        return POSE_CHANNELS * self.config.window
+
+    @property
+    def ahead_depends_on(self) -> dict[str, Any]:
+        return {"density": self.config.density, "window": self.config.window}
 
     @property
     def untrained(self) -> bool:
-        """Whether both nets still answer zero, so that they need not be asked."""
-        last = [p for net in (self.synthesis, self.fusion) for p in net.last.parameters()]
+        """Whether the nets still answer zero, so that they need not be asked."""
+        last = [p for net in (self.synthesis, self.fusion) if net is not None for p in net.last.parameters()]
         return not any(bool(p.any()) for p in last)
 
-    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) at which the nets see pictures of `size` (H, W)."""
-        zoom = min(1.0, self.config.work / min(size))
-        return max(8, round(size[0] * zoom)), max(8, round(size[1] * zoom))
-
     def condition(self, poses: Poses, size: tuple[int, int], previous: DanceCondition | None = None) -> DanceCondition:
-        small = self.working_size(size)
-        window = [] if previous is None else list(previous.maps.split(POSE_CHANNELS, 1))
-        window += [
-            pose_maps(poses.body[:, i], poses.face[:, i], poses.hands[:, i], small, picture=poses.picture)
-            for i in range(poses.body.shape[1])
-        ]
-        last = slice(poses.body.shape[1] - 1, None)
-        found = tuple(parts.skeletons(to_track(poses, b, last)) for b in range(len(poses.body)))
-        return DanceCondition(stack_poses(window), found, size, size[1] / poses.picture[1])
+        last = poses.body.shape[1] - 1
+        window = () if previous is None else previous.recent
+        window = (*window, *(_single(poses, i) for i in range(last + 1)))[-self.config.window :]
+        found = tuple(parts.skeletons(to_track(poses, b, slice(last, None))) for b in range(len(poses.body)))
+        zoom = size[1] / poses.picture[1]
+        boxes, small = _surroundings(found, size, zoom, self.config.density)
+        return DanceCondition(self._maps(window, boxes, small, zoom), found, boxes, size, zoom, window)
+
+    def _maps(self, window: Sequence[Poses], boxes: Sequence[Box], small: tuple[int, int], zoom: float) -> Tensor:
+        """The stacked pose maps of the boxes, (B, 15 · window, *small)."""
+        corner = window[-1].body.new_tensor([[x0 / zoom, y0 / zoom, 0] for x0, y0, _, _ in boxes])[:, None]
+        x0, y0, x1, y1 = boxes[0]
+        picture = ((y1 - y0) / zoom, (x1 - x0) / zoom)
+        drawn = []
+        for poses in window:
+            body, face, hands = poses.body[:, 0].clone(), poses.face[:, 0] - corner, poses.hands[:, 0] - corner[:, None]
+            body[..., :3] -= corner
+            drawn.append(pose_maps(body, face, hands, small, picture=picture))
+        return stack_poses(drawn, self.config.window)
 
     def encode(self, references: References) -> DanceIdentity:
         """Cuts the references into parts. Pixels under the mattes should be the person's own (`background.unmix`)."""
@@ -144,93 +181,174 @@ class Dance(RetargetModel):
         return tuple(person._replace(plate=plate[0].float() / 2 + 0.5, shadow=0.0) for person in identity)
 
     def forward(
-        self, condition: DanceCondition, identity: DanceIdentity, state: DanceState | None
+        self, condition: DanceCondition | Moved, identity: DanceIdentity, state: DanceState | None
     ) -> tuple[Frame, DanceState]:
-        people = [identity[b if len(identity) > 1 else 0] for b in range(len(condition.skeletons))]
-        layouts, states = [], []
-        for b, (person, pose) in enumerate(zip(people, condition.skeletons, strict=True)):
-            layout, new = parts.lay_out(person.levels[0], pose, state[b] if state else None)
-            layouts.append(layout)
-            states.append(new)
-        if self.untrained and not self.training:
-            frame = self._compose(condition, people, layouts, None)
-        else:
-            frame = self._refined(condition, people, layouts)
-        return frame, tuple(states)
-
-    def _refined(self, condition: DanceCondition, people: Sequence[Person], layouts: Sequence[parts.Layout]) -> Frame:
-        config, maps = self.config, condition.maps
-        small = (maps.shape[2], maps.shape[3])
-        scale = small[1] / condition.size[1]
-        with torch.no_grad():
-            zoom = condition.zoom * scale
-            drawn = [
-                parts.render(self._level(p, zoom), lay, small, zoom=zoom, per_part=True)
-                for p, lay in zip(people, layouts, strict=True)
-            ]  # fmt: skip
-            rgb, alpha, shares = (torch.stack(list(x)) for x in zip(*drawn, strict=True))
-            seen = torch.cat([rgb, alpha, shares, maps.to(rgb)], 1)
-        answer = self.synthesis(seen).float()
-        flow = config.flow * min(condition.size) * torch.tanh(answer[:, :2])
-        answer = torch.cat([flow, torch.tanh(answer[:, 2:3]), config.colour * torch.tanh(answer[:, 3:6])], 1)
-        answer = F.interpolate(answer, condition.size, mode="bilinear", align_corners=False)
-        frame = self._compose(condition, people, layouts, answer)
-        assert frame.matte is not None
-        plates = torch.stack([self._plate(p, small) for p in people])
-        combined = [_shrunk(x, small) for x in (frame.rgb, frame.matte)]
-        touch = self.fusion(torch.cat([*combined, 2 * plates - 1, maps.to(rgb)], 1)).float()
-        touch = config.colour * torch.tanh(touch)
-        touch = F.interpolate(touch, condition.size, mode="bilinear", align_corners=False)
-        return Frame((frame.rgb + touch).clamp(-1, 1), frame.matte)
-
-    def _compose(
-        self,
-        condition: DanceCondition,
-        people: Sequence[Person],
-        layouts: Sequence[parts.Layout],
-        answer: Tensor | None,
-    ) -> Frame:
-        """The person on the plate (Eq. 2), corrected by the synthesis net's answer (B, 6, H, W) where there is one."""
-        frames, mattes = [], []
-        for b, (person, layout) in enumerate(zip(people, layouts, strict=True)):
-            level = self._level(person, condition.zoom)
-            flow = None if answer is None else answer[b, :2]
-            rgb, alpha, _ = parts.render(level, layout, condition.size, zoom=condition.zoom, flow=flow)
-            plate = self._plate(person, condition.size)
-            if person.shadow > 0:
-                plate = plate * (
-                    1 - person.shadow * parts.contact(condition.skeletons[b], condition.size, condition.zoom, plate)
-                )
-            if answer is not None:
-                matte = (alpha + answer[b, 2:3]).clamp(0, 1)
-                # Colours for where the corrected matte reaches beyond the moved parts.
-                small = _shrunk(torch.cat([rgb, alpha])[None].detach(), condition.maps.shape[2:])
-                small = F.avg_pool2d(small, 5, 1, 2)
-                small = small[:, :3] / small[:, 3:].clamp_min(0.05)
-                around = F.interpolate(small, condition.size, mode="bilinear", align_corners=False)[0]
-                kept = (matte / torch.where(alpha > 0, alpha, 1)).clamp_max(1)
-                rgb = rgb * kept + (matte - alpha).clamp_min(0) * around
-                rgb, alpha = rgb + matte * answer[b, 3:] / 2, matte
-            frames.append(rgb + (1 - alpha) * plate)
+        """With a `Moved` condition (`ahead`) the frame is the surroundings only, and identity and state say nothing."""
+        if isinstance(condition, Moved):
+            rgb, matte = self._painted(condition)
+            return Frame((2 * rgb - 1).clamp(-1, 1), matte), ()
+        layouts, states = self._laid_out(condition, identity, state)
+        drawn, mattes = [], []
+        for b, (person, layout) in enumerate(zip(self._people(condition, identity), layouts, strict=True)):
+            moved, alpha = _moved(person, layout, condition.size, condition.zoom)
+            plate = _plate(person, condition, b)
+            picture = moved + (1 - alpha) * plate
+            if not self.untrained or self.training:
+                x0, y0, x1, y1 = condition.boxes[b]
+                inside = (slice(None), slice(y0, y1), slice(x0, x1))
+                seen = Moved(condition.maps[b : b + 1], torch.cat([moved, alpha])[inside][None], plate[inside][None])
+                rgb, matte = self._painted(seen)
+                picture, alpha = _pasted(picture, rgb[0], inside), _pasted(alpha, matte[0], inside)
+            drawn.append(picture)
             mattes.append(alpha)
-        return Frame((2 * torch.stack(frames) - 1).clamp(-1, 1), torch.stack(mattes))
+        return Frame((2 * torch.stack(drawn) - 1).clamp(-1, 1), torch.stack(mattes)), states
+
+    @torch.no_grad()
+    def ahead(self, condition: DanceCondition, identity: DanceIdentity, truth: Frame) -> tuple[Moved, None, Frame]:
+        """The surroundings alone, drawn at the resolution that the nets see."""
+        layouts, _ = self._laid_out(condition, identity, None)
+        small = (condition.maps.shape[2], condition.maps.shape[3])
+        persons, plates, truths = [], [], []
+        assert truth.matte is not None
+        for b, (person, layout) in enumerate(zip(self._people(condition, identity), layouts, strict=True)):
+            x0, y0, x1, y1 = condition.boxes[b]
+            inside = (slice(None), slice(y0, y1), slice(x0, x1))
+            moved = torch.cat(_moved(person, layout, condition.size, condition.zoom))
+            plates.append(_plate(person, condition, b)[inside])
+            persons.append(moved[inside])
+            truths.append(torch.cat([truth.rgb[b], truth.matte[b]])[inside])
+        parts_, behind, true = (_shrunk(torch.stack(x), small) for x in (persons, plates, truths))
+        return Moved(condition.maps, parts_, behind), None, Frame(true[:, :3], true[:, 3:])
 
     @staticmethod
-    def _level(person: Person, zoom: float) -> parts.Cutouts:
-        return person.levels[0 if zoom > 0.75 else 1 if zoom > 0.375 else 2]
+    def _people(condition: DanceCondition, identity: DanceIdentity) -> list[Person]:
+        return [identity[b if len(identity) > 1 else 0] for b in range(len(condition.skeletons))]
 
-    @staticmethod
-    def _plate(person: Person, size: tuple[int, int]) -> Tensor:
-        if person.plate.shape[1:] == size:
-            return person.plate
-        return _shrunk(person.plate[None], size)[0]
+    def _laid_out(
+        self, condition: DanceCondition, identity: DanceIdentity, state: DanceState | None
+    ) -> tuple[list[parts.Layout], DanceState]:
+        found = [
+            parts.lay_out(person.levels[0], pose, state[b] if state else None)
+            for b, (person, pose) in enumerate(
+                zip(self._people(condition, identity), condition.skeletons, strict=True)
+            )
+        ]  # fmt: skip
+        return [layout for layout, _ in found], tuple(new for _, new in found)
+
+    def _painted(self, moved: Moved) -> tuple[Tensor, Tensor]:
+        """The person on the plate (Eq. 2), corrected by the nets: rgb (B, 3, H, W) and matte (B, 1, H, W) in 0..1.
+
+        The nets see `moved` at the size of its maps; their answers are enlarged to its own.
+        """
+        config, size = self.config, moved.person.shape[2:]
+        small = moved.maps.shape[2:]
+        person, plate = (_shrunk(x, small) for x in (moved.person, moved.plate))
+        answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
+        # Flow in fractions of the picture's sides, as `grid_sample` counts: two for the whole picture.
+        reach = answer.new_tensor([2 / small[1], 2 / small[0]])[:, None, None] * config.flow * config.density
+        around = F.avg_pool2d(person, 5, 1, 2)
+        fields = [
+            reach * torch.tanh(_calm(answer[:, :2])),
+            torch.tanh(answer[:, 2:3]),
+            config.colour * torch.tanh(_calm(answer[:, 3:6])),
+            torch.tanh(_calm(answer[:, 6:7])),
+            around[:, :3] / around[:, 3:].clamp_min(0.05),
+        ]
+        touch = None
+        if self.fusion is not None:
+            rgb, matte = _corrected(person, plate, torch.cat(fields, 1))
+            touch = self.fusion(torch.cat([rgb, matte, plate, moved.maps.to(person)], 1)).float()
+            fields.append(config.colour * torch.tanh(_calm(touch)))
+        answer = torch.cat(fields, 1)
+        if tuple(size) != tuple(small):
+            answer = F.interpolate(answer, size, mode="bilinear", align_corners=False)
+        rgb, matte = _corrected(moved.person, moved.plate, answer[:, :10])
+        if touch is not None:
+            rgb = rgb + answer[:, 10:]
+        return rgb, matte
 
     def tunable(self, identity: DanceIdentity) -> Iterable[nn.Parameter]:
         return self.parameters()
 
 
+def _corrected(person: Tensor, plate: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+    """Moved parts (B, 4, H, W) over a plate (B, 3, H, W), corrected by fields (B, 10, H, W): flow, matte, colour,
+    shade, colours for where the corrected matte reaches beyond the moved parts."""
+    flow, change, colour, shade, around = fields.split((2, 1, 3, 1, 3), 1)
+    height, width = person.shape[2:]
+    y = (torch.arange(height, device=person.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=person.device, dtype=torch.float32) + 0.5) * (2 / width) - 1
+    grid = torch.stack([flow[:, 0] + x, flow[:, 1] + y[:, None]], -1)
+    bent = F.grid_sample(person, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    rgb, alpha = bent[:, :3], bent[:, 3:]
+    matte = (alpha + change).clamp(0, 1)
+    kept = (matte / torch.where(alpha > 0, alpha, 1)).clamp_max(1)
+    rgb = rgb * kept + (matte - alpha).clamp_min(0) * around + matte * colour
+    return rgb + (1 - matte) * plate * (1 + shade), matte
+
+
+def _calm(x: Tensor) -> Tensor:
+    """Without fine detail: what corrects colours and places must not draw."""
+    return F.avg_pool2d(F.avg_pool2d(x, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False)
+
+
+def _moved(person: Person, layout: parts.Layout, size: tuple[int, int], zoom: float) -> tuple[Tensor, Tensor]:
+    level = person.levels[0 if zoom > 0.75 else 1 if zoom > 0.375 else 2]
+    rgb, alpha, _ = parts.render(level, layout, size, zoom=zoom)
+    return rgb, alpha
+
+
+def _plate(person: Person, condition: DanceCondition, item: int) -> Tensor:
+    """The plate at the size that is drawn, with the contact shadow."""
+    plate = person.plate
+    if tuple(plate.shape[1:]) != tuple(condition.size):
+        plate = _shrunk(plate[None], condition.size)[0]
+    if person.shadow > 0:
+        shade = parts.contact(condition.skeletons[item], condition.size, condition.zoom, plate)
+        plate = plate * (1 - person.shadow * shade)
+    return plate
+
+
+def _pasted(picture: Tensor, patch: Tensor, inside: tuple[slice, ...]) -> Tensor:
+    if not patch.requires_grad:
+        picture[inside] = patch
+        return picture
+    out = picture.clone()
+    out[inside] = patch
+    return out
+
+
+def _single(poses: Poses, i: int) -> Poses:
+    """One pose of each window."""
+    return Poses(poses.body[:, i : i + 1], poses.face[:, i : i + 1], poses.hands[:, i : i + 1], poses.picture)
+
+
+def _surroundings(
+    skeletons: Sequence[parts.Skeleton], size: tuple[int, int], zoom: float, density: float
+) -> tuple[tuple[Box, ...], tuple[int, int]]:
+    """A box around each person, all of one size and inside of the picture, and its (h, w) at `density`."""
+    low, high, metre = [], [], 1.0
+    limit = np.array([size[1], size[0]])
+    for skeleton in skeletons:
+        points = skeleton.bones[0, :, :, :2].reshape(-1, 2) * zoom
+        points = points[np.isfinite(points).all(1)]
+        metre = max(metre, float(skeleton.scale[0]) * zoom)
+        around = MARGIN * float(skeleton.scale[0]) * zoom
+        low.append(np.clip(points.min(0) - around, 0, limit - 1) if len(points) else np.zeros(2))
+        high.append(np.clip(points.max(0) + around, low[-1] + 1, limit) if len(points) else limit)
+    extent = np.minimum(np.ceil(np.max(np.stack(high) - np.stack(low), 0)).astype(int), limit)
+    boxes = []
+    for a, b in zip(low, high, strict=True):
+        x0, y0 = np.clip(np.floor((a + b - extent) / 2).astype(int), 0, limit - extent).tolist()
+        boxes.append((x0, y0, x0 + int(extent[0]), y0 + int(extent[1])))
+    shrink = min(1.0, density / metre)
+    return tuple(boxes), (max(8, round(float(extent[1]) * shrink)), max(8, round(float(extent[0]) * shrink)))
+
+
 def _shrunk(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, H, W) resized to `size`: averaged by the whole factor, then bilinear. Much faster on a CPU than `area`."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
     factor = min(x.shape[2] // size[0], x.shape[3] // size[1])
     if factor > 1:
         x = F.avg_pool2d(x, factor)

@@ -243,8 +243,9 @@ def cut(
     for p in range(len(PARTS) + 1):
         boxes = []
         for i in range(k):
-            ys, xs = torch.nonzero(torch.maximum(own[i, p], core[i, p] * mattes[i, 0]) > 0.02, as_tuple=True)
-            boxes.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(ys) else None)
+            there = np.maximum(own[i, p].numpy(), core[i, p].numpy() * mattes[i, 0].numpy()) > 0.02
+            ys, xs = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+            boxes.append((int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(ys) else None)
         real = [b for b in boxes if b]
         bw = max([b[2] - b[0] for b in real], default=1) + 8
         bh = max([b[3] - b[1] for b in real], default=1) + 8
@@ -275,9 +276,12 @@ def cut(
                     continue
                 back = torch.from_numpy(inverse(moves[i, j, p])).float()
                 grid = _grid(back, x0, y0, bw, bh, w, h)
-                other = F.grid_sample(torch.cat([frames[j], own[j, p][None]])[None], grid, align_corners=False)
-                add = torch.minimum(other[:, 3:], hidden) * (1 - filled)
-                colour = colour * (1 - add) + other[:, :3] * add
+                # Two samplings: putting the pictures together would copy them whole for each part.
+                theirs = F.grid_sample(own[j, p][None, None], grid, align_corners=False)
+                add = torch.minimum(theirs, hidden) * (1 - filled)
+                if not bool(add.any()):
+                    continue
+                colour = colour * (1 - add) + F.grid_sample(frames[j][None], grid, align_corners=False) * add
                 solid = torch.maximum(solid * (1 - add), (add > 0.6).float())
                 alpha = torch.maximum(alpha, add)
                 filled = torch.maximum(filled, add)

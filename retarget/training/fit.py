@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.base import Batch, Frame, Objective, RetargetModel
-from .player import Compute, Player, frozen
+from .player import Compute, Player, Share, frozen
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ class FitState:
         parameters: Iterable[nn.Parameter],
         compute: Compute,
         options: FitOptions,
+        share: Share | None = None,
     ) -> None:
         self.model, self.objective, self.compute, self.options = model, objective, compute, options
-        self.generator = Player(parameters, model, compute, betas=options.betas, clip=options.clip)
-        self.critics = Player(objective.critic_parameters(), objective, compute, betas=options.betas, clip=options.clip)
+        how: dict[str, Any] = {"betas": options.betas, "clip": options.clip, "share": share}
+        self.generator = Player(parameters, model, compute, **how)
+        self.critics = Player(objective.critic_parameters(), objective, compute, **how)
         self.players = {"generator": self.generator, "critics": self.critics}
         self.step = 0
         self.failures = 0
@@ -200,6 +202,7 @@ def fit(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: Callable[[FitState], None] | None = None,
     resume: Mapping[str, Any] | None = None,
+    share: Share | None = None,
 ) -> FitResult:
     """Fit `parameters` of a model to batches; the model never ends worse than it began.
 
@@ -216,10 +219,11 @@ def fit(
         on_step: told after each step its number, from 1, and its figures: loss and its terms, rate, score if validated.
         checkpoint: called after each step with the state, whose `state_dict()` can be given as `resume` later.
         resume: go on from there. The batches must go on, too.
+        share: makes gradients the means over all processes; each process has its own batches then.
     """
     for module in (model, objective):
         module.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = FitState(model, objective, parameters, compute, options)
+    state = FitState(model, objective, parameters, compute, options, share)
     chosen = {id(p) for p in state.generator.parameters}
     was_training = model.training
     with (

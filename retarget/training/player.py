@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Share = Callable[[Sequence[Tensor]], None]
+"""Replaces tensors by their means over all processes, in place."""
 
 
 class Compute(Protocol):
@@ -32,6 +35,7 @@ class Player:
         module: whose buffers move, too.
         betas: Adam's.
         clip: largest norm of the gradient.
+        share: called with the gradients before each step: several processes average theirs.
     """
 
     def __init__(
@@ -42,12 +46,13 @@ class Player:
         *,
         betas: tuple[float, float],
         clip: float,
+        share: Share | None = None,
     ) -> None:
         self.parameters = list(parameters)
         own = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         buffers = [t for name, t in module.state_dict(keep_vars=True).items() if name not in own]
         self.moving: list[Tensor] = [*self.parameters, *buffers]
-        self.clip = clip
+        self.clip, self.share = clip, share
         self.scaler = compute.scaler()
         # Adam takes no empty list.
         self.optimiser = torch.optim.Adam(self.parameters or [torch.zeros(0)], betas=betas)
@@ -64,6 +69,8 @@ class Player:
         self.optimiser.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.unscale_(self.optimiser)
+        if self.share:
+            self.share([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters])
         finite = bool(nn.utils.clip_grad_norm_(self.parameters, self.clip).isfinite())
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimiser)

@@ -1,0 +1,209 @@
+"""A training run's folder: options, log, checkpoints, curves and samples.
+
+options.json            what was asked for; the same command run again goes on, another one is refused
+log.jsonl               one line per step
+checkpoint.safetensors  everything that the run needs to go on exactly
+weights.safetensors     the result so far, fp16, for `retarget personalize --init` and `retarget train --init`
+curves.png, samples.png
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__, metrics, plots, weights
+from ..device import Compute
+from ..errors import StorageError, UsageError, WeightsError
+from ..lessons import as_image
+from ..models.base import Batch, RetargetModel
+
+CHECKPOINT, WEIGHTS, LOG, OPTIONS = "checkpoint.safetensors", "weights.safetensors", "log.jsonl", "options.json"
+EVERY: Final = 120.0
+"""Seconds between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's result so far.
+
+    weights   the file.
+    steps     made in all, over all calls.
+    finished  whether all that was asked for was made.
+    figures   of the last validation.
+    """
+
+    weights: Path
+    steps: int
+    finished: bool
+    figures: dict[str, float]
+
+
+class Run:
+    """The folder of a run. Only the process with rank 0 has one that writes.
+
+    Raises UsageError when the folder holds a run with other options, StorageError when it cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        minutes: float | None,
+        *,
+        restart: bool = False,
+        writes: bool = True,
+    ) -> None:
+        self.folder, self.writes = folder, writes
+        self.began = self.saved = time.monotonic()
+        self.minutes = minutes
+        said = json.loads(json.dumps(dict(options)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if restart and writes:
+                for name in (OPTIONS, CHECKPOINT, LOG):
+                    (folder / name).unlink(missing_ok=True)
+            known = folder / OPTIONS
+            if known.exists():
+                before = json.loads(known.read_text())
+                different = sorted(k for k in {*before, *said} - {"version"} if before.get(k) != said.get(k))
+                if different:
+                    raise UsageError(
+                        f"{folder} holds a run with other options ({', '.join(different)}).",
+                        "Use another --out, or --restart.",
+                    )
+            elif writes:
+                _write(known, json.dumps({"version": __version__} | said, indent=1).encode())
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot be written: {error.strerror}.", "Give --out another folder."
+            ) from error
+        self.lines = [json.loads(line) for line in _complete_lines(folder / LOG)]
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self.saved > EVERY
+
+    def resume(self) -> dict[str, Any] | None:
+        """What the last checkpoint held, or None. The log is cut back to it."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                state |= json.loads(file.metadata()["numbers"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
+        self.lines = [line for line in self.lines if line["step"] <= state["step"]]
+        if self.writes:
+            _write(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        return state
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        line = {"step": step, "seconds": round(time.monotonic() - self.began, 2)} | {
+            k: float(f"{v:.6g}") for k, v in figures.items()
+        }
+        self.lines.append(line)
+        if self.writes:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def save(
+        self, state: Mapping[str, Any], result: Mapping[str, Tensor], name: str, config: Mapping[str, Any]
+    ) -> None:
+        """Write a checkpoint and the weights."""
+        self.saved = time.monotonic()
+        if not self.writes:
+            return
+        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        numbers = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
+        part = self.folder / f".{CHECKPOINT}.part"
+        try:
+            save_file(tensors, part, {"numbers": json.dumps(numbers)})
+            part.replace(self.folder / CHECKPOINT)
+            weights.save_file(self.folder / WEIGHTS, result, name, config)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{self.folder} cannot be written: {error}.", "Free some space.") from error
+
+    def draw(self, models: Mapping[str, RetargetModel], pairs: Sequence[Batch], compute: Compute) -> None:
+        """The curves of the log, and a sheet of samples: what each of the models makes of each pair, and the truth."""
+        if not self.writes:
+            return
+        panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        for line in self.lines:
+            for key, value in line.items():
+                if key not in ("step", "seconds"):
+                    title, _, label = key.partition(".")
+                    xs, ys = panels.setdefault(title, {}).setdefault(label or title, ([], []))
+                    xs.append(line["step"])
+                    ys.append(value)
+        if panels:
+            plots.curves(self.folder / "curves.png", panels, x_label="step")
+        rows = [[*(painted(m, p, compute) for m in models.values()), as_image(p.truth.rgb[0])] for p in pairs]
+        plots.sheet(self.folder / "samples.png", rows, columns=(*models, "truth"))
+
+
+def painted(model: RetargetModel, batch: Batch, compute: Compute) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What the model makes of the first pair of a batch."""
+    with torch.inference_mode(), compute.autocast():
+        frame, _ = model(on(batch, compute.device).condition, batch.identity, None)
+    return as_image(frame.rgb[0])
+
+
+def on(batch: Any, device: torch.device) -> Any:
+    """A batch, or anything of tensors in tuples, on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(on(x, device) for x in batch))
+    return batch
+
+
+def measure(model: RetargetModel, pairs: Sequence[Batch], compute: Compute) -> dict[str, float]:
+    """Figures of the person, means over pairs: PSNR in dB, SSIM, and sharpness against the truth's."""
+    was_training = model.training
+    model.eval()
+    found = []
+    for batch in pairs:
+        shown, true = painted(model, batch, compute), as_image(batch.truth.rgb[0])
+        assert batch.truth.matte is not None
+        inside = batch.truth.matte[0, 0].numpy() > 0.5
+        found.append(
+            (
+                metrics.foreground_psnr(shown, true, inside),
+                metrics.foreground_ssim(shown, true, inside),
+                metrics.foreground_sharpness(shown, true, inside),
+            )
+        )
+    model.train(was_training)
+    means = np.nanmean(np.array(found), 0).tolist()
+    return dict(zip(("fg_psnr", "fg_ssim", "sharpness"), means, strict=True))
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)

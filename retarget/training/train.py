@@ -1,0 +1,395 @@
+"""`retarget train`: pretraining, and Reptile on top of it (MetaPix, Algorithm 1).
+
+    corpus ─ tasks ─┬─ pretrain: pairs of all persons, one after the other ─ weights
+                    └─ meta: for each task, T steps of what `personalize` does; the weights move towards where they lead
+
+Both run through the one optimiser loop, `fit`, resume exactly, and go parallel under `torchrun`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import UsageError
+from ..types import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..device import Compute
+    from ..models.base import Batch, Objective, RetargetModel
+    from .fit import FitState
+    from .ranks import Ranks
+    from .run import Run, Trained
+    from .tasks import Tasks
+
+CRITICS = "critics."
+"""What the names of the critics' tensors begin with in a file of weights."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    stage      `pretrain`, or `meta`: Reptile.
+    model      which system of `models.MODELS`.
+    config     what is different from the model's own configuration.
+    init       weights to start from, a .safetensors file of another run; None: nothing learned.
+    steps      of the optimiser when pretraining; meta-iterations of Reptile (MetaPix §3: 300).
+    minutes    end after this time, too; None: when all steps are made.
+    batch      pairs per step (MetaPix §3: 8).
+    rate       Adam's learning rate (MetaPix §3: 0.0002); Reptile's inner one.
+    frames     K, or several, of which each task draws one.
+    inner      T, the inner steps of a task. Reptile only.
+    epsilon    the meta learning rate of the first meta-iteration; it falls linearly to 0 (MetaPix §3: 1).
+    tasks      tasks per meta-iteration, over all processes; the weights move by the mean.
+    draws      tasks drawn of each person.
+    critic     whether critics judge, too.
+    freeze     Reptile: critics learn within a task, but are not meta-learned.
+    side       short side of the training pictures.
+    seed       of everything random.
+    device, precision  see `device.choose`.
+    """
+
+    stage: Literal["pretrain", "meta"] = "pretrain"
+    model: str = "dance"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    steps: int = 300
+    minutes: float | None = None
+    batch: int = 8
+    rate: float = 2e-4
+    frames: tuple[int, ...] = (5,)
+    inner: int = 20
+    epsilon: float = 1.0
+    tasks: int = 1
+    draws: int = 2
+    critic: bool = False
+    freeze: bool = False
+    side: int = 256
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def train(
+    corpus: str | Path,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    restart: bool = False,
+    progress: Progress | None = None,
+    workers: int = 0,
+) -> Trained:
+    """Train on a corpus; go on with what `out` holds.
+
+    Args:
+        corpus: a folder that `prepare` made.
+        out: the run's folder, see `training.run`.
+        options: how.
+        restart: forget what `out` holds.
+        progress: is told what happens.
+        workers: processes that draw the tasks; 0: one per core.
+
+    Raises:
+        InputError: no corpus, or nobody in it; a file of weights that does not exist.
+        UsageError: options that cannot be; a folder with a run with other options.
+        WeightsError: weights that do not fit.
+        StorageError: the folder cannot be written.
+        DeviceError: a device that is not there.
+    """
+    options, progress = options or TrainOptions(), progress or Silent()
+    check(options)
+
+    from .. import device
+    from .corpus import Corpus
+    from .ranks import together
+    from .run import Run
+    from .tasks import TaskOptions, Tasks
+
+    compute = device.choose(options.device, options.precision, progress=progress)
+    packed, out = Corpus(corpus), Path(out)
+    with together(compute.device) as ranks:
+        said = asdict(replace(options, minutes=None)) | {"corpus": packed.digest, "world": ranks.world}
+        run = Run(out, said, options.minutes, restart=restart, writes=ranks.rank == 0)
+        kind = TaskOptions(options.stage, options.frames, side=options.side, seed=options.seed)
+        place, model = Path(corpus) / "drawn", (options.model, dict(options.config))
+        own = Tasks(packed, "train", model, kind, place, options.draws)
+        # Of the same frames: one to adapt to, the other to be measured on.
+        support, query = (
+            Tasks(packed, "val", model, replace(kind, stage=stage, frames=(5,)), place) for stage in ("meta", "pretrain")
+        )
+        if ranks.rank == 0:
+            for tasks in (own, support, query):
+                tasks.fill(progress, workers)
+        ranks.wait()
+        if ranks.rank != 0:
+            progress = Silent()
+        work = _Pretraining if options.stage == "pretrain" else _Reptile
+        return work(options, compute, run, own, support, query, ranks, progress).run_it()
+
+
+def check(options: TrainOptions) -> None:
+    """Raises UsageError for an option that cannot be."""
+    for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("tasks", 1), ("draws", 1), ("side", 64)):
+        if getattr(options, name) < low:
+            raise UsageError(f"--{name} is {getattr(options, name)}.", f"Give {low} or more.")
+    if not options.frames or min(options.frames) < 1:
+        raise UsageError("K, --frames, must be 1 or more.", "Use --frames 5, or several: --frames 1,3,5.")
+    if not 0 < options.rate < 1 or not 0 < options.epsilon <= 1:
+        raise UsageError("A learning rate must lie between 0 and 1.", "Use --rate 0.0002 and --epsilon 1.")
+    if options.minutes is not None and options.minutes <= 0:
+        raise UsageError(f"--minutes is {options.minutes:g}.", "Give more than 0.")
+
+
+class _Training:
+    """What both stages share."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        compute: Compute,
+        run: Run,
+        tasks: Tasks,
+        support: Tasks,
+        query: Tasks,
+        ranks: Ranks,
+        progress: Progress,
+    ) -> None:
+        import numpy as np
+        import torch
+
+        from ..models import build
+        from ..models.losses import DanceObjective, LossWeights
+
+        self.options, self.compute, self.run, self.ranks, self.progress = options, compute, run, ranks, progress
+        self.tasks, self.support, self.query = tasks, support, query
+        torch.manual_seed(options.seed)
+        self.model = build(options.model, options.config)
+        channels = self.model.maps
+        self.objective: Objective = DanceObjective(channels, LossWeights() if options.critic else LossWeights(w_rela=0))
+        if options.init is not None:
+            load(Path(options.init), options, self.model, self.objective)
+        self.untrained = build(options.model, options.config).eval()
+        for module in (self.model, self.untrained, self.objective):
+            module.to(compute.device)
+        rng = np.random.default_rng(options.seed)
+        self.shown = [query.pair(i % len(query), rng) for i in range(32)]
+
+    def result(self) -> dict[str, Tensor]:
+        """All weights by the names that a file of weights has."""
+        critics = {k: t for k, t in self.objective.state_dict().items() if k.startswith(CRITICS)}
+        return self.model.state_dict() | critics
+
+    def pairs(self, step: int) -> Batch:
+        """The batch of a pretraining step of this process: decided by seed, step and rank."""
+        import numpy as np
+
+        from ..models.base import stacked
+        from .run import on
+
+        rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
+        chosen = rng.integers(len(self.tasks), size=self.options.batch)
+        return on(stacked([self.tasks.pair(int(i), rng) for i in chosen]), self.compute.device)
+
+
+class _Pretraining(_Training):
+    """All frames of all persons (MetaPix §3: before meta-learning). Data-parallel."""
+
+    def run_it(self) -> Trained:
+        from .fit import FitOptions, fit
+        from .run import Trained, measure
+
+        options, run = self.options, self.run
+        figures: dict[str, float] = {}
+        kept = run.resume()
+        first = int(kept["step"]) if kept else 0
+        how = FitOptions(options.steps, options.rate, options.batch, decay=0.5, seed=options.seed)
+        self.progress.stage("Pretraining", options.steps)
+        self.progress.advance(first)
+        every = max(1, min(200, options.steps // 20))
+
+        def batches() -> Iterator[Batch]:
+            step = first
+            while not self.ranks.agree(run.over, self.compute.device):
+                yield self.pairs(step)
+                step += 1
+
+        def on_step(step: int, losses: dict[str, float]) -> None:
+            line = {f"loss.{k}" if k not in ("rate",) else k: v for k, v in losses.items()}
+            if step % every == 0 or step == options.steps:
+                figures.update(measure(self.model, self.shown, self.compute))
+                line |= {k: v for k, v in figures.items()}
+            run.log(step, line)
+            self.progress.advance(loss=losses["loss"])
+
+        last: list[FitState] = []
+
+        def checkpoint(state: FitState) -> None:
+            last[:] = [state]
+            if run.due:
+                self.save(state)
+
+        share = self.ranks.mean if self.ranks.world > 1 else None
+        done = fit(
+            self.model, self.objective, batches(), parameters=list(self.model.parameters()), compute=self.compute,
+            options=how, on_step=on_step, checkpoint=checkpoint, resume=kept, share=share,
+        )  # fmt: skip
+        for note in done.notes:
+            self.progress.warn(note)
+        if last:
+            self.save(last[0])
+        return Trained(run.folder / "weights.safetensors", done.steps, done.steps >= options.steps, figures)
+
+    def save(self, state: FitState) -> None:
+        self.run.save(state.state_dict(), self.result(), self.options.model, self.options.config)
+        self.model.eval()
+        self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
+        self.model.train()
+
+
+class _Reptile(_Training):
+    """MetaPix, Algorithm 1: θ ← θ + ε (θ' - θ), θ' being where T steps on K frames of one person lead.
+
+    For generator and critics alike; ε falls linearly to 0. Task-parallel: each process has its own persons, the updates
+    are averaged.
+    """
+
+    def run_it(self) -> Trained:
+        import torch
+
+        from .run import Trained
+
+        options, run, world = self.options, self.run, self.ranks.world
+        if options.tasks % world:
+            raise UsageError(
+                f"{options.tasks} tasks per meta-iteration do not divide among {world} processes.",
+                f"Use --tasks {world}.",
+            )
+        kept = run.resume()
+        step = int(kept["step"]) if kept else 0
+        meta = self.moving()
+        if kept:
+            for i, t in enumerate(meta):
+                t.data.copy_(kept[f"meta.{i}"])
+        every = max(1, min(25, options.steps // 8))
+        figures: dict[str, float] = {}
+        self.progress.stage("Meta-learning", options.steps)
+        self.progress.advance(step)
+        while step < options.steps and not self.ranks.agree(run.over, self.compute.device):
+            epsilon = options.epsilon * (1 - step / options.steps)
+            start = [t.detach().clone() for t in meta]
+            moved = [torch.zeros_like(t) for t in meta]
+            losses: list[float] = []
+            mine = options.tasks // world
+            for n in range(mine):
+                for t, s in zip(meta, start, strict=True):
+                    t.data.copy_(s)
+                number = step * options.tasks + self.ranks.rank * mine + n
+                losses.append(self.adapt(self.tasks, self.which(number), seed=number))
+                for m, t, s in zip(moved, meta, start, strict=True):
+                    m += (t.detach() - s) / mine
+            self.ranks.mean(moved)
+            for t, s, m in zip(meta, start, moved, strict=True):
+                t.data.copy_(s + epsilon * m)
+            step += 1
+            line = {"loss": sum(losses) / len(losses), "epsilon": epsilon}
+            if step % every == 0 or step == options.steps:
+                figures = self.validate()
+                line |= figures
+            run.log(step, line)
+            self.progress.advance(loss=line["loss"])
+            if run.due:
+                self.save(step)
+        self.save(step)
+        return Trained(run.folder / "weights.safetensors", step, step >= options.steps, figures)
+
+    def moving(self) -> list[Tensor]:
+        """What is meta-learned: all parameters and buffers of the model, and of the critics unless these are frozen."""
+        critics = [] if self.options.freeze else list(self.objective.state_dict(keep_vars=True).values())
+        return [*self.model.state_dict(keep_vars=True).values(), *critics]
+
+    def which(self, number: int) -> int:
+        """The task of a turn: all tasks in random order, again and again."""
+        import numpy as np
+
+        turn, place = divmod(number, len(self.tasks))
+        return int(np.random.default_rng([self.options.seed, turn]).permutation(len(self.tasks))[place])
+
+    def adapt(self, tasks: Tasks, number: int, seed: int) -> float:
+        """T steps on one task, with what `personalize` runs; the mean loss."""
+        from ..lessons import adapt
+        from .fit import FitOptions
+        from .run import on
+
+        options = self.options
+        pairs = [[on(b, self.compute.device) for b in group] for group in tasks[number]]
+        how = FitOptions(options.inner, options.rate, options.batch, seed=seed)
+        losses: list[float] = []
+        critics = [t.detach().clone() for t in self.objective.state_dict().values()] if options.freeze else []
+        adapt(
+            self.model, self.objective, pairs, how, self.compute, parameters=list(self.model.parameters()),
+            on_step=lambda _, f: losses.append(f["loss"]),
+        )  # fmt: skip
+        if options.freeze:
+            for t, before in zip(self.objective.state_dict(keep_vars=True).values(), critics, strict=True):
+                t.data.copy_(before)
+        return sum(losses) / len(losses)
+
+    def validate(self, persons: int = 6) -> dict[str, float]:
+        """Figures on other frames of persons that are not trained on, before and after T steps on K frames."""
+        import numpy as np
+
+        from .run import measure
+
+        found: list[dict[str, float]] = []
+        everything = [
+            *self.model.state_dict(keep_vars=True).values(),
+            *self.objective.state_dict(keep_vars=True).values(),
+        ]
+        start = [t.detach().clone() for t in everything]
+        for n in range(min(persons, len(self.query))):
+            pairs = [group[0] for group in self.query[n]][:8]
+            before = measure(self.model, pairs, self.compute)
+            self.adapt(self.support, n, seed=n)
+            after = measure(self.model, pairs, self.compute)
+            for t, s in zip(everything, start, strict=True):
+                t.data.copy_(s)
+            found.append(
+                {f"{k}.T=0": v for k, v in before.items()}
+                | {f"{k}.T={self.options.inner}": v for k, v in after.items()}
+            )
+        return {key: float(np.mean([f[key] for f in found])) for key in found[0]}
+
+    def save(self, step: int) -> None:
+        state = {f"meta.{i}": t.detach().cpu().clone() for i, t in enumerate(self.moving())}
+        self.run.save(state | {"step": step}, self.result(), self.options.model, self.options.config)
+        self.model.eval()
+        self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
+
+
+def load(path: Path, options: TrainOptions, model: RetargetModel, objective: Objective) -> None:
+    """Start from the weights of another run. Raises WeightsError when they do not fit."""
+    from .. import weights
+    from ..errors import WeightsError
+
+    tensors, name, config = weights.load_file(path)
+    if name != options.model or config != dict(options.config):
+        raise WeightsError(
+            f"{path} holds weights of {name} with {config or 'its own configuration'}.",
+            "Use the --model and --config that it was made with.",
+        )
+    own = {k: t for k, t in tensors.items() if not k.startswith(CRITICS)}
+    critics = {k: t for k, t in tensors.items() if k.startswith(CRITICS)}
+    try:
+        model.load_state_dict(own)
+        if critics and objective.critic_parameters():
+            objective.load_state_dict(critics, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the model {name}.", "Use the file of another run.") from error
+
+
+__all__: Sequence[str] = ("TrainOptions", "check", "load", "train")
