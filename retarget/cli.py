@@ -140,6 +140,9 @@ def personalize(
     steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T); 0 skips it.")] = _P.steps,
     name: Annotated[str | None, typer.Option(help="Of the avatar; by default the file's.")] = _P.name,
     model: Annotated[str, typer.Option(help="The model.")] = _P.model,
+    init: Annotated[
+        str, typer.Option(metavar="meta|pretrain|random|FILE", help="The weights that fine-tuning starts from.")
+    ] = _P.init,
     size: Annotated[int, typer.Option(help="Short side of the avatar's picture, pixels; never enlarged.")] = _P.size,
     pick: Annotated[
         str | None, typer.Option(metavar="12,40,…", help="Numbers of the frames to learn from, chosen by you.")
@@ -172,7 +175,7 @@ def personalize(
         _readable(path)
     console = _console(ctx)
     chosen = PersonalizeOptions(
-        frames=frames, steps=steps, name=name, model=model, size=size, pick=picked, person=person,
+        frames=frames, steps=steps, name=name, model=model, init=init, size=size, pick=picked, person=person,
         background=background, device=device, precision=precision, seed=seed, restart=restart,
     )  # fmt: skip
     avatar = personalize(inputs, chosen, progress=console)

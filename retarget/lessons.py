@@ -22,6 +22,8 @@ from .types import PoseTrack
 
 JITTER = 0.004
 """Noise of the poses while training, as a fraction of the picture's short side: about the estimator's own."""
+TRUTHS = 8
+"""The most references that serve as truths; all are known to the others."""
 VARIANTS = 3
 """How often each pair is drawn, with other noise."""
 
@@ -62,10 +64,13 @@ class Lessons:
             windows, truths = windows * 3, truths * 3
             validation = 2
         else:
-            others = [[j for j in range(count) if j != k] for k in range(count)]
+            # The first ones chosen are the most different; more truths than that would only take longer.
+            shown = range(min(count, TRUTHS))
+            windows, truths = windows[: len(shown)], truths[: len(shown)]
+            others = [[j for j in range(count) if j != k] for k in shown]
             identities = [self._encode(references(stored, o, self.size)) for o in others]
             # The first chosen is the most typical, the last the most particular: one between.
-            validation = count - 1 if count < 3 else count // 2
+            validation = len(shown) - 1 if count < 3 else len(shown) // 2
         rng = np.random.default_rng(seed)
         self.pairs = [
             [self._pair(windows[k], identities[k], truths[k], rng if n else None) for n in range(VARIANTS)]

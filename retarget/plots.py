@@ -199,7 +199,8 @@ def _panel(
             draw.text(text, (x, y1 + 17), anchor=0.5, size=11, colour=FAINT)
             edge = x + _width(text, 11) / 2 + 5
     draw.path([(x0, y0), (x0, y1), (x1, y1)], _Style(FAINT, False), width=1)
-    for label, runs in sorted(points.items(), key=lambda item: not styles[item[0]].dashed):  # baselines behind
+    # Dashes last: what they cover is seen between them.
+    for label, runs in sorted(points.items(), key=lambda item: styles[item[0]].dashed):
         marked = sum(map(len, runs)) <= MARKED and not styles[label].dashed
         for run in runs:
             placed = [place(*p) for p in run]

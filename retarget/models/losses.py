@@ -29,7 +29,7 @@ class LossWeights:
     w_gp: float = 10.0
     w_fm: float = 10.0
     w_vgg: float = 10.0
-    pixel: float = 2.0
+    pixel: float = 5.0
     pyramid: float = 10.0
     gradient: float = 2.0
     matte: float = 5.0
