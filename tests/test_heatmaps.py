@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from retarget.heatmaps import FACE_CONTOURS, POSE_CHANNELS, pose_maps, stack_poses
+from retarget.heatmaps import FACE_CONTOURS, POSE_CHANNELS, WINDOW, pose_maps, stack_poses
 from retarget.skeleton import BONES, PART, PARTS, J
 
 PICTURE = (200, 160)
@@ -195,7 +195,15 @@ def test_contours_are_those_of_the_mesh():
 def test_stack_poses():
     maps = [torch.full((2, 15, 4, 4), float(i)) for i in range(5)]
     stacked = stack_poses(maps)
-    assert stacked.shape == (2, 45, 4, 4)
+    assert stacked.shape == (2, 15 * WINDOW, 4, 4)
     assert stacked[0, ::15, 0, 0].tolist() == [2, 3, 4]
     assert stack_poses(maps[:2])[0, ::15, 0, 0].tolist() == [0, 0, 1]
     assert stack_poses(maps[:1])[0, ::15, 0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("count", "stacked"), [(1, [4]), (2, [3, 4]), (7, [0, 0, 0, 1, 2, 3, 4])])
+def test_as_many_poses_are_stacked_as_asked_for(count, stacked):
+    maps = [torch.full((2, 15, 4, 4), float(i)) for i in range(5)]
+    assert stack_poses(maps, count)[0, ::15, 0, 0].tolist() == stacked
+    assert stack_poses(maps, count).shape == (2, 15 * count, 4, 4)
+    assert len(maps) == 5  # what was given is left alone

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from retarget import folders
+from retarget import folders, weights
 from retarget import personalize as public
 from retarget.avatar import Avatar, avatar_names
-from retarget.errors import DeviceError, InputError, UsageError, VideoError
+from retarget.errors import DeviceError, InputError, UsageError, VideoError, WeightsError
 from retarget.models import MODELS, build
 from retarget.models.dance import Dance
 from retarget.personalize import PersonalizeOptions, check, expand, gather
@@ -73,7 +74,7 @@ def known(puppet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """`dance` with nets that are quickly fitted."""
-    monkeypatch.setitem(MODELS, "dance", lambda **config: Dance(**{"work": 64, "width": 8, "depth": 2} | config))
+    monkeypatch.setitem(MODELS, "dance", lambda **config: Dance(**{"density": 24, "width": 8, "depth": 2} | config))
 
 
 def nothing_left() -> bool:
@@ -174,6 +175,111 @@ def test_an_avatar_of_the_same_name_is_replaced(me, known):
     assert Avatar.load("again").id == second.id != first.id
 
 
+# ------------------------------------------------------------------------------------------------ what it starts from
+
+
+def trained(seed: int, **config: Any) -> Dance:
+    """A model that has learnt something."""
+    torch.manual_seed(seed)
+    model = Dance(**{"density": 24, "width": 8, "depth": 2} | config)
+    torch.nn.init.normal_(model.synthesis.last.weight, 0, 0.02)
+    return model
+
+
+def holds(avatar: Avatar, model: Dance) -> bool:
+    """Whether the avatar's network is this one, as half precision keeps it."""
+    state = avatar.state()
+    return set(state) == set(model.state_dict()) and all(
+        np.array_equal(state[k], t.half().float().numpy()) for k, t in model.state_dict().items()
+    )
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Dance]], None]:
+    """Ships these models by the names that the manifest gives them."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+
+    def ship(models: Mapping[str, Dance]) -> None:
+        lines = []
+        for name, model in models.items():
+            path = folder / f"{name}.safetensors"
+            weights.save_file(path, model.state_dict(), "dance", {})
+            lines.append(
+                {"name": name, "kind": "model", "repo": None, "revision": None, "file": path.name,
+                 "sha256": weights.sha256(path), "bytes": path.stat().st_size, "licence": "CC0-1.0", "corpus": "none",
+                 "config": {"depth": len(model.synthesis.up) + 1}}
+            )  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps({"schema": 1, "weights": lines}))
+        weights._read_manifest.cache_clear()
+
+    monkeypatch.setattr(weights, "_folder", lambda: folder)
+    return ship
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_weights_of_a_training_run(me, known, tmp_path, steps):
+    known()
+    model, path = trained(0, depth=3, fusion=4), tmp_path / "run.safetensors"
+    config = {"depth": 3, "fusion": 4}
+    critics = {"critics.critics.0.steps.0.0.weight": torch.ones(2)}  # are no part of an avatar
+    weights.save_file(path, model.state_dict() | critics, "dance", config)
+    avatar = public(me, steps=steps, device="cpu", init=str(path))
+    assert avatar.meta.weights == weights.sha256(path)
+    assert avatar.meta.config == config
+    assert avatar.meta.options["init"] == str(path)
+    if steps == 0:
+        assert holds(avatar, model)
+    build("dance", avatar.meta.config).load_state_dict({k: torch.from_numpy(v) for k, v in avatar.state().items()})
+
+
+def test_shipped_weights(me, known, shipped):
+    known()
+    models = {"dance": trained(1, depth=2), "dance-pretrain": trained(2, depth=3)}
+    shipped(models)
+    for init, name in (("meta", "dance"), ("pretrain", "dance-pretrain")):
+        avatar = public(me, steps=0, device="cpu", init=init)
+        assert holds(avatar, models[name])
+        assert avatar.meta.weights == weights.entry(name).sha256
+        assert avatar.meta.config == dict(weights.entry(name).config)
+    assert holds(public(me, steps=0, device="cpu"), models["dance"])
+    nothing = public(me, steps=0, device="cpu", init="random")
+    assert nothing.state() == {}
+    assert nothing.meta.weights is None
+
+
+def test_without_shipped_weights_it_starts_from_nothing_learned(me, known, shipped):
+    known()
+    shipped({"dance": trained(1)})
+    avatar = public(me, steps=0, device="cpu", init="pretrain")
+    assert avatar.state() == {}
+    assert avatar.meta.weights is None
+    shipped({})
+    assert public(me, steps=0, device="cpu", init="meta").state() == {}
+
+
+def test_weights_that_cannot_be_started_from(me, known, tmp_path):
+    known()
+    state = trained(0).state_dict()
+    wrong = tmp_path / "wrong.safetensors"
+    weights.save_file(wrong, state, "dance", {"depth": 3})
+    other, strange, junk = (tmp_path / f"{name}.safetensors" for name in ("other", "strange", "junk"))
+    weights.save_file(other, state, "cyclegan", {})
+    weights.save_file(strange, state, "dance", {"wdith": 3})
+    junk.write_bytes(b"numbers, honestly")
+    for path, error, message in (
+        (wrong, WeightsError, "do not fit the model dance"),
+        (other, UsageError, "of the model “cyclegan”"),
+        (strange, UsageError, "wdith"),
+        (junk, WeightsError, r"junk\.safetensors does not hold weights"),
+        (tmp_path / "none.safetensors", InputError, r"no file .*none\.safetensors"),
+    ):
+        with pytest.raises(error, match=message) as e:
+            public(me, steps=0, device="cpu", init=str(path))
+        assert e.value.remedy
+    assert nothing_left()
+
+
 # ------------------------------------------------------------------------------------------------ failures
 
 
@@ -217,6 +323,7 @@ def test_a_failure_leaves_the_old_avatar_as_it_was(me, known, monkeypatch):
         ({"size": 10}, "10 pixels is too small", "--size 64"),
         ({"background": "blue"}, "no background “blue”", "video or frames"),
         ({"pick": (3, 3)}, "names a frame twice", "once"),
+        ({"init": "magic"}, "no start “magic”", "meta, pretrain, random or a .safetensors"),
         ({"colour": "red"}, "no option “colour”", "frames, steps, name"),
         ({"model": "cyclegan"}, "no model called 'cyclegan'", "dance"),
         ({"name": "a/b"}, "a/b", ""),

@@ -19,7 +19,7 @@ def made(puppet, count: int, *, learnt: bool = False) -> np.ndarray:
     gathered = puppet.gathered(*(puppet.body(*POSES[k % 3], legs=5 + k) for k in range(count)))
     model = build("dance").eval()
     if learnt:
-        model.fusion.last.bias.data += 1.0  # brighter all over
+        model.synthesis.last.bias.data[3 * 4 :] += 1.0  # brighter all over: colours and shade, each in four places
     return preview(gathered, arrays(gathered), model, device.choose("cpu", "fp32"))
 
 

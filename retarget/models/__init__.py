@@ -22,7 +22,14 @@ MODELS: dict[str, Callable[..., RetargetModel]] = {"dance": _dance}
 
 
 def build(name: str, config: Mapping[str, Any] | None = None) -> RetargetModel:
-    """The model called `name`, with fresh weights. Raises UsageError when there is none of that name."""
+    """The model called `name`, with fresh weights.
+
+    Raises UsageError when there is none of that name, or none of that configuration.
+    """
     if name not in MODELS:
         raise UsageError(f"There is no model called '{name}'.", f"Choose one of: {', '.join(MODELS)}.")
-    return MODELS[name](**(config or {}))
+    try:
+        return MODELS[name](**(config or {}))
+    except (TypeError, ValueError) as error:
+        said = ", ".join(f"{key}={value}" for key, value in (config or {}).items())
+        raise UsageError(f"There is no {name} with {said}: {error}.", "Leave it out, or correct it.") from error

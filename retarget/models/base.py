@@ -149,6 +149,10 @@ class RetargetModel(nn.Module, ABC):
         """
         return condition, identity, truth
 
+    def varied(self, pair: Batch, generator: torch.Generator) -> Batch:
+        """For pretraining: the same pair as another person in another light might give it; from `ahead` only."""
+        return pair
+
     @abstractmethod
     def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:
         """What personalisation moves."""

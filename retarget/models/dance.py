@@ -28,12 +28,15 @@ from torch import Tensor, nn
 
 from .. import parts
 from ..heatmaps import POSE_CHANNELS, pose_maps, stack_poses
+from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
-from .base import Frame, Poses, References, RetargetModel
+from .base import Batch, Frame, Poses, References, RetargetModel
 from .layers import UNet
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of what is drawn."""
+MIRRORED_MAPS = (*MIRROR_PART[:10], 10, 12, 11, 14, 13)
+"""The channel of the pose maps that shows in a mirror what each channel shows."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -220,6 +223,21 @@ class Dance(RetargetModel):
         parts_, behind, true = (_shrunk(torch.stack(x), small) for x in (persons, plates, truths))
         return Moved(condition.maps, parts_, behind), None, Frame(true[:, :3], true[:, 3:])
 
+    def varied(self, pair: Batch, generator: torch.Generator) -> Batch:
+        """Colours in another order and strength, left and right exchanged."""
+        maps, person, plate = pair.condition
+        rgb, matte = pair.truth.rgb, pair.truth.matte
+        order = torch.randperm(3, generator=generator)
+        # Never brighter than white.
+        gain = 0.5 + 0.5 * torch.rand(1, 3, 1, 1, generator=generator)
+        person = torch.cat([person[:, order] * gain, person[:, 3:]], 1)
+        plate, rgb = plate[:, order] * gain, (rgb[:, order] + 1) * gain - 1
+        if torch.rand((), generator=generator) < 0.5:
+            assert matte is not None
+            sides = [15 * w + c for w in range(self.config.window) for c in MIRRORED_MAPS]
+            maps, person, plate, rgb, matte = maps[:, sides].flip(3), *(x.flip(3) for x in (person, plate, rgb, matte))
+        return pair._replace(condition=Moved(maps, person, plate), truth=Frame(rgb, matte))
+
     @staticmethod
     def _people(condition: DanceCondition, identity: DanceIdentity) -> list[Person]:
         return [identity[b if len(identity) > 1 else 0] for b in range(len(condition.skeletons))]
@@ -244,14 +262,15 @@ class Dance(RetargetModel):
         small = moved.maps.shape[2:]
         person, plate = (_shrunk(x, small) for x in (moved.person, moved.plate))
         answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
+        flow, colour, shade = _calm(torch.cat([answer[:, :2], answer[:, 3:]], 1)).split((2, 3, 1), 1)
         # Flow in fractions of the picture's sides, as `grid_sample` counts: two for the whole picture.
         reach = answer.new_tensor([2 / small[1], 2 / small[0]])[:, None, None] * config.flow * config.density
         around = F.avg_pool2d(person, 5, 1, 2)
         fields = [
-            reach * torch.tanh(_calm(answer[:, :2])),
+            reach * torch.tanh(flow),
             torch.tanh(answer[:, 2:3]),
-            config.colour * torch.tanh(_calm(answer[:, 3:6])),
-            torch.tanh(_calm(answer[:, 6:7])),
+            config.colour * torch.tanh(colour),
+            torch.tanh(shade),
             around[:, :3] / around[:, 3:].clamp_min(0.05),
         ]
         touch = None

@@ -22,17 +22,20 @@ Layers = Sequence[Sequence[Tensor]]
 class LossWeights:
     """How much each term counts; a term of weight 0 is not computed.
 
-    The w's are those of DDG §4.2; the others belong to the reconstruction terms, which DDG does not have.
+    The w's are those of DDG §4.2; the others belong to the reconstruction terms, which DDG does not have. Pixels of the
+    person count 1 + `person` times in `pixel` (mean absolute difference) and `square` (mean squared difference).
     """
 
     w_rela: float = 1.0
     w_gp: float = 10.0
     w_fm: float = 10.0
     w_vgg: float = 10.0
-    pixel: float = 5.0
-    pyramid: float = 10.0
+    pixel: float = 10.0
+    square: float = 10.0
+    pyramid: float = 5.0
     gradient: float = 2.0
-    matte: float = 5.0
+    matte: float = 3.0
+    person: float = 3.0
 
 
 def relativistic_critic(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
@@ -208,8 +211,13 @@ class DanceObjective(Objective):
     def generator_loss(self, frame: Frame, truth: Frame, condition: Any) -> dict[str, Tensor]:
         x, y, w = frame.rgb.float(), truth.rgb.float(), self.weights
         terms = {}
-        if w.pixel:
-            terms["pixel"] = w.pixel * F.l1_loss(x, y)
+        if w.pixel or w.square:
+            count = 1 + w.person * truth.matte.float() if truth.matte is not None else torch.ones_like(x[:, :1])
+            count = count / count.mean()
+            if w.pixel:
+                terms["pixel"] = w.pixel * ((x - y).abs() * count).mean()
+            if w.square:
+                terms["square"] = w.square * ((x - y).square() * count).mean()
         if w.pyramid:
             terms["pyramid"] = w.pyramid * pyramid_loss(x, y)
         if w.gradient:

@@ -187,13 +187,16 @@ class _Training:
     def pairs(self, step: int) -> Batch:
         """The batch of a pretraining step of this process: decided by seed, step and rank."""
         import numpy as np
+        import torch
 
         from ..models.base import stacked
         from .run import on
 
         rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.integers(len(self.tasks), size=self.options.batch)
-        return on(stacked([self.tasks.pair(int(i), rng) for i in chosen]), self.compute.device)
+        pairs = [self.model.varied(self.tasks.pair(int(i), rng), generator) for i in chosen]
+        return on(stacked(pairs), self.compute.device)
 
 
 class _Pretraining(_Training):

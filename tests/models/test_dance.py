@@ -9,23 +9,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from retarget import parts
-from retarget.heatmaps import POSE_CHANNELS, WINDOW
+from retarget.heatmaps import POSE_CHANNELS
 from retarget.models import build
-from retarget.models.base import Poses, References
-from retarget.models.dance import Dance, DanceConfig
+from retarget.models.base import Batch, Frame, Poses, References, stacked
+from retarget.models.dance import MARGIN, Dance, DanceConfig, Moved
 from retarget.references import arrays, pixels, poses, references
+from retarget.skeleton import MIRROR
 
-SMALL: dict[str, Any] = {"work": 64, "width": 8, "depth": 3}
+SMALL: dict[str, Any] = {"density": 24, "width": 8, "depth": 2}
 SIZE = (160, 128)
 STANDING, WAVING = {"left": (25, 25), "right": (25, 25)}, {"left": (150, 165), "right": (60, 20)}
+HERE, THERE = ({**WAVING, "scale": 45, "at": at} for at in ((66, 84), (57, 77)))
+"""Small enough that all the surroundings lie within the picture, and of one extent."""
+ALMOST = 1e-3
+"""What drawing by way of the nets may differ by when they say nothing: sampling is exact to about 1e-4 only."""
 
 
 @pytest.fixture
 def model() -> Dance:
     torch.manual_seed(0)
     return Dance(**SMALL).eval()
+
+
+@pytest.fixture
+def both() -> Dance:
+    """With a fusion net."""
+    torch.manual_seed(0)
+    return Dance(**SMALL, fusion=4).eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +54,23 @@ def joined(*windows: Poses) -> Poses:
     return Poses(*(torch.cat(t) for t in list(zip(*windows, strict=True))[:3]), windows[0].picture)
 
 
-@pytest.fixture
-def learnt(model: Dance) -> Dance:
-    """Both nets say something."""
+def taught(model: Dance) -> Dance:
+    """All nets say something."""
     torch.manual_seed(1)
     for net in (model.synthesis, model.fusion):
-        torch.nn.init.normal_(net.last.weight, 0, 0.05)
+        if net is not None:
+            torch.nn.init.normal_(net.last.weight, 0, 0.05)
     return model
+
+
+@pytest.fixture
+def learnt(model: Dance) -> Dance:
+    return taught(model)
+
+
+def draw(model: Dance, windows: Poses, identity: Any, size: tuple[int, int] = SIZE) -> Frame:
+    with torch.inference_mode():
+        return model(model.condition(windows, size), identity, None)[0]
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -55,8 +78,9 @@ def learnt(model: Dance) -> Dance:
 
 def test_shapes_and_ranges(model, known, puppet):
     condition = model.condition(window(puppet, puppet.body()), SIZE)
-    assert condition.maps.shape == (1, POSE_CHANNELS * WINDOW, *model.working_size(SIZE))
-    assert model.working_size(SIZE) == (80, 64)
+    assert model.maps == POSE_CHANNELS
+    assert condition.maps.shape[:2] == (1, model.maps)
+    assert condition.size == SIZE
     identity = model.encode(known)
     assert len(identity) == 1
     with torch.inference_mode():
@@ -71,37 +95,99 @@ def test_shapes_and_ranges(model, known, puppet):
     assert len(state) == 1
 
 
-def test_the_nets_never_see_more_than_the_picture_has(model):
-    assert model.working_size((32, 48)) == (32, 48)
-    assert model.working_size((1920, 1080)) == (round(64 * 1920 / 1080), 64)
-
-
 @pytest.mark.parametrize("zoom", [0.5, 1.5])
 def test_the_picture_can_be_drawn_in_another_size(model, known, puppet, zoom):
     identity = model.encode(known)
     size = (round(160 * zoom), round(128 * zoom))
-    with torch.inference_mode():
-        large, _ = model(model.condition(window(puppet, puppet.body()), SIZE), identity, None)
-        other, _ = model(model.condition(window(puppet, puppet.body()), size, None), identity, None)
+    large, other = (draw(model, window(puppet, puppet.body()), identity, s) for s in (SIZE, size))
     assert other.rgb.shape == (1, 3, *size)
     least = min(size, SIZE)
-    a, b = (torch.nn.functional.interpolate(f.rgb, least, mode="area") for f in (large, other))
+    a, b = (F.interpolate(f.rgb, least, mode="area") for f in (large, other))
     assert (a - b).abs().mean() < 0.05
+
+
+# ------------------------------------------------------------------------------------------------ what the nets see
+
+
+@pytest.mark.parametrize("pose", [STANDING, WAVING, {"at": (20, 70)}, {"at": (110, 120)}, {"scale": 40}])
+def test_the_surroundings_hold_the_whole_person(model, puppet, pose):
+    body = puppet.body(**pose)
+    condition = model.condition(window(puppet, body), SIZE)
+    ((x0, y0, x1, y1),) = condition.boxes
+    assert 0 <= x0 < x1 <= 128
+    assert 0 <= y0 < y1 <= 160
+    shown = puppet.matte(body) > 0
+    shown[y0:y1, x0:x1] = False
+    assert not shown.any()
+    metre = condition.skeletons[0].scale[0]
+    low, high = body[:, :2].min(0) - MARGIN * metre, body[:, :2].max(0) + MARGIN * metre
+    assert x1 - x0 <= min(128, high[0] - low[0] + 2)
+    assert y1 - y0 <= min(160, high[1] - low[1] + 2)
+    shrink = min(1, SMALL["density"] / metre)
+    assert condition.maps.shape[2:] == (max(8, round((y1 - y0) * shrink)), max(8, round((x1 - x0) * shrink)))
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_person_looks_alike_to_the_nets_in_every_video(model, puppet, times):
+    body = puppet.body(**HERE)
+    small = model.condition(window(puppet, body), SIZE)
+    size = (128 * times, 160 * times)
+    larger = poses(puppet.track(body, details=True).scaled(size))
+    # Filmed larger, and drawn larger than filmed.
+    for condition in (model.condition(larger, size[::-1]), model.condition(window(puppet, body), size[::-1])):
+        assert np.abs(np.subtract(condition.maps.shape, small.maps.shape)).max() <= 1
+        maps = F.interpolate(condition.maps, small.maps.shape[2:], mode="bilinear")
+        assert (maps - small.maps).abs().mean() < 0.01
+    elsewhere = model.condition(window(puppet, puppet.body(**THERE)), SIZE)
+    assert elsewhere.boxes != small.boxes
+    torch.testing.assert_close(elsewhere.maps, small.maps, atol=1e-4, rtol=0)
+
+
+def test_the_nets_never_see_more_than_the_picture_has(puppet):
+    model = Dance(**SMALL | {"density": 500})
+    condition = model.condition(window(puppet, puppet.body()), SIZE)
+    ((x0, y0, x1, y1),) = condition.boxes
+    assert condition.maps.shape[2:] == (y1 - y0, x1 - x0)
+
+
+def test_whoever_is_not_found_is_not_drawn(model, known, puppet):
+    nobody = window(puppet, puppet.body())
+    nobody.body[:] = torch.nan
+    for t in nobody[1:3]:
+        t[:] = torch.nan
+    condition = model.condition(nobody, SIZE)
+    assert condition.boxes == ((0, 0, 128, 160),)
+    assert condition.maps.isfinite().all()
+    assert condition.maps.abs().max() == 0
+
+
+def test_far_from_the_person_the_scene_stays_as_it_is(learnt, known, puppet):
+    identity = learnt.encode(known._replace(shadow=0.0))
+    body = puppet.body(scale=45, at=(40, 60))
+    frame = draw(learnt, window(puppet, body), identity)
+    ((x0, y0, x1, y1),) = learnt.condition(window(puppet, body), SIZE).boxes
+    outside = torch.ones(SIZE, dtype=torch.bool)
+    outside[y0:y1, x0:x1] = False
+    assert outside.float().mean() > 0.3
+    torch.testing.assert_close(frame.rgb[0][:, outside], known.plate[0][:, outside], atol=1e-5, rtol=0)
+    assert frame.matte[0, 0][outside].max() == 0
+    plate = known.plate[0][:, y0:y1, x0:x1]
+    assert (frame.rgb[0][:, y0:y1, x0:x1] - plate)[:, frame.matte[0, 0, y0:y1, x0:x1] == 0].abs().max() > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------ nothing learnt
 
 
 @pytest.mark.parametrize("pose", [STANDING, WAVING, {"left": (90, 90), "right": (10, -115), "reach": (0, -0.3)}])
-def test_a_network_that_has_learnt_nothing_leaves_the_moved_pixels_as_they_are(model, known, puppet, pose):
+@pytest.mark.parametrize("name", ["model", "both"])
+def test_a_network_that_has_learnt_nothing_leaves_the_moved_pixels_as_they_are(name, request, known, puppet, pose):
+    model = request.getfixturevalue(name)
     identity = model.encode(known)
-    condition = model.condition(window(puppet, puppet.body(**pose)), SIZE)
     assert model.untrained
-    with torch.inference_mode():
-        fast, _ = model.eval()(condition, identity, None)
-        slow, _ = model.train()(condition, identity, None)  # asks both nets
-    assert torch.equal(fast.matte, slow.matte)
-    assert torch.equal(fast.rgb, slow.rgb)
+    fast = draw(model.eval(), window(puppet, puppet.body(**pose)), identity)
+    slow = draw(model.train(), window(puppet, puppet.body(**pose)), identity)  # asks the nets
+    torch.testing.assert_close(fast.matte, slow.matte, atol=ALMOST, rtol=0)
+    torch.testing.assert_close(fast.rgb, slow.rgb, atol=ALMOST, rtol=0)
 
 
 def test_it_is_the_parts_over_the_plate(model, known, puppet):
@@ -123,8 +209,7 @@ def test_a_reference_in_its_own_pose_is_reproduced(model, puppet):
     gathered = puppet.gathered(puppet.body(**STANDING), puppet.body(**WAVING))
     identity = model.encode(references(arrays(gathered)))
     for k, body in enumerate((puppet.body(**STANDING), puppet.body(**WAVING))):
-        with torch.inference_mode():
-            frame, _ = model(model.condition(window(puppet, body, details=False), SIZE), identity, None)
+        frame = draw(model, window(puppet, body, details=False), identity)
         error = (frame.rgb[0] - pixels(gathered.pictures[k])) / 2
         inside = torch.from_numpy(gathered.mattes[k]) > 0.99
         assert -10 * (error[:, inside] ** 2).mean().log10() > 28
@@ -133,32 +218,204 @@ def test_a_reference_in_its_own_pose_is_reproduced(model, puppet):
 
 def test_learning_anything_shows(learnt, known, puppet):
     identity = learnt.encode(known)
-    condition = learnt.condition(window(puppet, puppet.body()), SIZE)
     assert not learnt.untrained
-    plain = Dance(**SMALL).eval()
-    with torch.inference_mode():
-        ours, _ = learnt(condition, identity, None)
-        theirs, _ = plain(condition, identity, None)
+    ours, theirs = (draw(m, window(puppet, puppet.body()), identity) for m in (learnt, Dance(**SMALL).eval()))
     assert (ours.rgb - theirs.rgb).abs().mean() > 1e-3
     assert (ours.matte - theirs.matte).abs().mean() > 1e-4
 
 
 @pytest.mark.parametrize("net", ["synthesis", "fusion"])
-def test_one_net_that_has_learnt_is_enough_to_be_asked(model, net):
-    getattr(model, net).last.bias.data[0] = 0.1
-    assert not model.untrained
+def test_one_net_that_has_learnt_is_enough_to_be_asked(both, net):
+    getattr(both, net).last.bias.data[0] = 0.1
+    assert not both.untrained
 
 
 @pytest.mark.parametrize("bias", [-30.0, 30.0])
-def test_whatever_the_nets_say_the_picture_stays_a_picture(model, known, puppet, bias):
-    for net in (model.synthesis, model.fusion):
+def test_whatever_the_nets_say_the_picture_stays_a_picture(both, known, puppet, bias):
+    for net in (both.synthesis, both.fusion):
         torch.nn.init.constant_(net.last.bias, bias)
-    with torch.inference_mode():
-        frame, _ = model(model.condition(window(puppet, puppet.body()), SIZE), model.encode(known), None)
+    frame = draw(both, window(puppet, puppet.body()), both.encode(known))
     for picture, low in ((frame.rgb, -1), (frame.matte, 0)):
         assert picture.isfinite().all()
         assert picture.min() >= low
         assert picture.max() <= 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_nets_may_move_and_colour_only_so_far(model, known, puppet, ahead):
+    """The largest answers are what the configuration allows, in whole pictures and in small."""
+    identity = model.encode(known._replace(shadow=0.0))
+    body = puppet.body(**HERE)
+    condition = model.condition(window(puppet, body), SIZE)
+    metre = 45.0
+    if ahead:
+        condition, identity, _ = model.ahead(condition, identity, filmed(puppet, body))
+        metre = model.config.density
+    bias = model.synthesis.last.bias.data
+    frames = []
+    # Each output is unfolded from four. Nothing, colour, flow to the right.
+    for outputs in (slice(0, 0), slice(3 * 4, 6 * 4), slice(0, 4)):
+        bias[:] = 0
+        bias[outputs] = 30.0
+        with torch.inference_mode():
+            frames.append(model(condition, identity, None)[0])
+    plain, brighter, moved = frames
+    change = (brighter.rgb - plain.rgb)[0][:, plain.matte[0, 0] > 0.9999]
+    assert change.max() == pytest.approx(2 * model.config.colour, abs=0.01)
+    columns = torch.arange(plain.rgb.shape[3])
+    shift = [(f.matte[0, 0].sum(0) * columns).sum() / f.matte.sum() for f in (plain, moved)]
+    assert float(shift[0] - shift[1]) == pytest.approx(model.config.flow * metre, rel=0.15)
+
+
+# ------------------------------------------------------------------------------------------------ ahead of training
+
+
+def filmed(puppet, *bodies: np.ndarray) -> Frame:
+    """A truth."""
+    rgb = [pixels(puppet.picture(body, puppet.cloth(99, sigma=3.0))) for body in bodies]
+    return Frame(torch.stack(rgb), torch.stack([torch.from_numpy(puppet.matte(body))[None] for body in bodies]))
+
+
+def test_what_no_parameter_changes_is_drawn_ahead(model, known, puppet):
+    identity = model.encode(known)
+    body = puppet.body(**WAVING)
+    condition = model.condition(window(puppet, body), SIZE)
+    moved, nothing, truth = model.ahead(condition, identity, filmed(puppet, body))
+    assert isinstance(moved, model.Ahead)
+    assert nothing is None
+    small = tuple(condition.maps.shape[2:])
+    assert small[0] < 100
+    shapes = [tuple(t.shape) for t in (*moved, truth.rgb, truth.matte)]
+    assert shapes == [(1, c, *small) for c in (POSE_CHANNELS, 4, 3, 3, 1)]
+    assert not any(t.requires_grad for t in moved)
+    for t in (moved.maps, moved.person, moved.plate, truth.matte):
+        assert t.min() >= 0
+        assert t.max() <= 1 + 1e-5
+    # It is the same picture, cut out and small.
+    with torch.inference_mode():
+        shown, state = model(moved, None, None)
+    assert state == ()
+    whole = draw(model, window(puppet, body), identity)
+    ((x0, y0, x1, y1),) = condition.boxes
+    for now, then in ((shown.rgb, whole.rgb), (shown.matte, whole.matte)):
+        cut = F.interpolate(then[..., y0:y1, x0:x1], small, mode="area")
+        assert (now - cut).abs().mean() < 0.1
+    true = F.interpolate(filmed(puppet, body).rgb[..., y0:y1, x0:x1], small, mode="area")
+    assert (truth.rgb - true).abs().mean() < 0.1
+
+
+def test_a_net_that_learnt_ahead_says_the_same_in_full(model, known, puppet):
+    """What is trained on the small surroundings is what is used on whole pictures."""
+    learnt = model
+    learnt.synthesis.last.bias.data[2 * 4 :] = torch.linspace(-1, 1, 5).repeat_interleave(4)
+    identity = learnt.encode(known)
+    body = puppet.body(**WAVING)
+    condition = learnt.condition(window(puppet, body), SIZE)
+    moved, _, _ = learnt.ahead(condition, identity, filmed(puppet, body))
+    plain = Dance(**SMALL).eval()
+    ((x0, y0, x1, y1),) = condition.boxes
+    small = tuple(condition.maps.shape[2:])
+    changes = []
+    with torch.inference_mode():
+        for f in (lambda m: m(moved, None, None)[0].rgb, lambda m: m(condition, identity, None)[0].rgb):
+            changes.append(f(learnt) - f(plain))
+    here, there = changes[0], F.interpolate(changes[1][..., y0:y1, x0:x1], small, mode="area")
+    assert there.abs().mean() > 0.02
+    assert (here - there).abs().mean() < 0.2 * there.abs().mean()
+
+
+def test_only_what_it_says_decides_what_is_drawn_ahead(model, known, puppet):
+    assert set(model.ahead_depends_on) <= set(asdict(model.config))
+    body = puppet.body(**WAVING)
+    for name, value in asdict(model.config).items():
+        value = 2 * value or 8
+        other = Dance(**SMALL | {name: value})
+        made = [
+            m.ahead(m.condition(window(puppet, body), SIZE), m.encode(known), filmed(puppet, body))[0]
+            for m in (model, other)
+        ]
+        same = made[0].maps.shape == made[1].maps.shape and all(map(torch.equal, *made))
+        assert same == (name not in model.ahead_depends_on), name
+        assert same == (model.ahead_depends_on == other.ahead_depends_on), name
+
+
+def test_pairs_drawn_ahead_make_a_batch(learnt, known, puppet):
+    identity = learnt.encode(known)
+    bodies = [puppet.body(**HERE), puppet.body(**THERE), puppet.body(legs=25)]
+    made = [learnt.ahead(learnt.condition(window(puppet, b), SIZE), identity, filmed(puppet, b)) for b in bodies]
+    alike = stacked([m[0] for m in made[:2]])
+    assert isinstance(alike, Moved)
+    with torch.inference_mode():
+        frame, _ = learnt(alike, None, None)
+        for b in (0, 1):
+            alone, _ = learnt(made[b][0], None, None)
+            torch.testing.assert_close(frame.rgb[b], alone.rgb[0], atol=1e-4, rtol=0)
+    different, truth = stacked([m[0] for m in made]), stacked([m[2] for m in made])
+    assert made[0][0].maps.shape != made[2][0].maps.shape
+    with torch.inference_mode():
+        frame, _ = learnt(different, None, None)
+    assert frame.rgb.shape == truth.rgb.shape
+    assert frame.matte.shape == truth.matte.shape
+    assert frame.rgb.isfinite().all()
+
+
+def made_ahead(model: Dance, known: References, puppet, body: np.ndarray) -> Batch:
+    condition = model.condition(window(puppet, body), SIZE)
+    moved, identity, truth = model.ahead(condition, model.encode(known), filmed(puppet, body))
+    return Batch(moved, identity, None, truth)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_varied_pair_is_a_pair(model, known, puppet):
+    pair = made_ahead(model, known, puppet, puppet.body(**WAVING))
+    _, person, plate = pair.condition
+    # A truth that the moved parts explain wholly.
+    pair = pair._replace(truth=Frame(2 * (person[:, :3] + (1 - person[:, 3:]) * plate) - 1, person[:, 3:]))
+    before = [t.clone() for t in (*pair.condition, *pair.truth)]
+    mirrored, colours = set(), set()
+    for seed in range(12):
+        one, two = (model.varied(pair, generator(seed)) for _ in range(2))
+        assert all(map(torch.equal, (*one.condition, *one.truth), (*two.condition, *two.truth)))
+        person, plate = one.condition.person, one.condition.plate
+        for t, low in ((one.condition.maps, 0), (person, 0), (plate, 0), (one.truth.matte, 0), (one.truth.rgb, -1)):
+            assert t.min() >= low - 1e-5
+            assert t.max() <= 1 + 1e-5
+        assert (person[:, :3] <= person[:, 3:] + 1e-5).all()  # still premultiplied
+        explained = 2 * (person[:, :3] + (1 - person[:, 3:]) * plate) - 1
+        torch.testing.assert_close(explained, one.truth.rgb, atol=1e-5, rtol=0)
+        assert torch.equal(one.truth.matte, person[:, 3:])
+        if torch.equal(person[:, 3:], before[1][:, 3:]):
+            mirrored.add(False)
+        else:
+            assert torch.equal(person[:, 3:].flip(3), before[1][:, 3:])
+            mirrored.add(True)
+        colours.add(round(float(plate.sum()), 2))
+    assert mirrored == {False, True}
+    assert len(colours) == 12
+    assert all(map(torch.equal, before, (*pair.condition, *pair.truth)))  # what was given is left alone
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_in_the_mirror_left_and_right_are_exchanged(known, puppet, count):
+    model = Dance(**SMALL | {"window": count})
+    bodies = [puppet.body(**HERE | {"left": (a, a + 15)}) for a in (140, 150)][-count:]
+    flipped = []
+    for body in bodies:
+        other = body[list(MIRROR)].copy()
+        other[:, 0] = 128 - other[:, 0]
+        flipped.append(other)
+    mine, theirs = (model.condition(window(puppet, *b, details=False), SIZE) for b in (bodies, flipped))
+    pair = made_ahead(model, known, puppet, bodies[-1])
+    pair = pair._replace(condition=pair.condition._replace(maps=mine.maps))
+    for seed in range(20):
+        maps = model.varied(pair, generator(seed)).condition.maps
+        if not torch.equal(maps, mine.maps):
+            break
+    assert maps.shape == theirs.maps.shape
+    assert (maps - theirs.maps).abs().mean() < 0.4 * (mine.maps.flip(3) - theirs.maps).abs().mean()
 
 
 # ------------------------------------------------------------------------------------------------ batches and windows
@@ -167,17 +424,39 @@ def test_whatever_the_nets_say_the_picture_stays_a_picture(model, known, puppet,
 def test_a_batch_draws_what_its_pictures_draw_alone(learnt, known, puppet):
     other = references(arrays(puppet.gathered(puppet.body(legs=20))))
     one, two = learnt.encode(known), learnt.encode(other)
-    windows = [window(puppet, puppet.body(**pose)) for pose in (STANDING, WAVING)]
-    both = learnt.condition(joined(*windows), SIZE)
+    # One extent, so that alone they have the surroundings that they have together.
+    windows = [window(puppet, puppet.body(**pose)) for pose in (HERE, THERE)]
+    condition = learnt.condition(joined(*windows), SIZE)
+    assert condition.boxes[0] != condition.boxes[1]
     with torch.inference_mode():
         for identity, singles in ((one, (one, one)), (one + two, (one, two))):
-            frame, state = learnt(both, identity, None)
+            frame, state = learnt(condition, identity, None)
             assert frame.rgb.shape == (2, 3, *SIZE)
             assert len(state) == 2
             for b in (0, 1):
-                alone, _ = learnt(learnt.condition(windows[b], SIZE), singles[b], None)
-                torch.testing.assert_close(frame.rgb[b], alone.rgb[0], atol=1e-4, rtol=0)
-                torch.testing.assert_close(frame.matte[b], alone.matte[0], atol=1e-4, rtol=0)
+                alone = draw(learnt, windows[b], singles[b])
+                torch.testing.assert_close(frame.rgb[b], alone.rgb[0], atol=ALMOST, rtol=0)
+                torch.testing.assert_close(frame.matte[b], alone.matte[0], atol=ALMOST, rtol=0)
+
+
+def test_boxes_of_a_batch_have_one_size(model, known, puppet):
+    windows = [window(puppet, puppet.body(**pose)) for pose in (STANDING, WAVING, {"scale": 30, "at": (20, 130)})]
+    together = model.condition(joined(*windows), SIZE)
+    assert len({(x1 - x0, y1 - y0) for x0, y0, x1, y1 in together.boxes}) == 1
+    for box, one in zip(together.boxes, windows, strict=True):
+        (alone,) = model.condition(one, SIZE).boxes
+        assert box[0] >= 0
+        assert box[1] >= 0
+        assert box[2] <= 128
+        assert box[3] <= 160
+        assert box[0] <= alone[0] + 1
+        assert box[1] <= alone[1] + 1
+        assert box[2] >= alone[2] - 1
+        assert box[3] >= alone[3] - 1
+    identity = model.encode(known)
+    frame = draw(model, joined(*windows), identity)
+    for b, one in enumerate(windows):
+        torch.testing.assert_close(frame.rgb[b], draw(model, one, identity).rgb[0], atol=1e-5, rtol=0)
 
 
 def test_encoding_a_batch_gives_one_person_each(model, known, puppet):
@@ -193,21 +472,28 @@ def test_encoding_a_batch_gives_one_person_each(model, known, puppet):
     torch.testing.assert_close(mine, theirs.flip(0), atol=1e-5, rtol=0)
 
 
-def test_a_window_can_be_given_pose_by_pose(model, puppet):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_window_can_be_given_pose_by_pose(puppet, count):
+    model = Dance(**SMALL, window=count)
     bodies = [puppet.body((angle, 40)) for angle in (20, 40, 60, 80)]
-    whole = model.condition(window(puppet, *bodies[1:]), SIZE)
+    whole = model.condition(window(puppet, *bodies[-count:]), SIZE)
+    assert whole.maps.shape[1] == model.maps == POSE_CHANNELS * count
     grown = None
     for body in bodies:
         grown = model.condition(window(puppet, body), SIZE, grown)
+    assert grown.boxes == whole.boxes
     torch.testing.assert_close(grown.maps, whole.maps)
     np.testing.assert_allclose(grown.skeletons[0].bones, whole.skeletons[0].bones)
     # The last pose is the one to draw.
     np.testing.assert_allclose(
         whole.skeletons[0].bones, parts.skeletons(puppet.track(bodies[-1], details=True)).bones, atol=1e-4
     )
+    # Of more poses than the window has the last ones count.
+    torch.testing.assert_close(model.condition(window(puppet, *bodies), SIZE).maps, whole.maps)
 
 
-def test_without_a_past_the_first_pose_is_repeated(model, puppet):
+def test_without_a_past_the_first_pose_is_repeated(puppet):
+    model = Dance(**SMALL, window=3)
     maps = model.condition(window(puppet, puppet.body()), SIZE).maps.split(POSE_CHANNELS, 1)
     assert torch.equal(maps[0], maps[1])
     assert torch.equal(maps[1], maps[2])
@@ -215,10 +501,7 @@ def test_without_a_past_the_first_pose_is_repeated(model, puppet):
 
 
 def test_poses_without_face_and_hands_are_drawn(learnt, known, puppet):
-    with torch.inference_mode():
-        frame, _ = learnt(
-            learnt.condition(window(puppet, puppet.body(), details=False), SIZE), learnt.encode(known), None
-        )
+    frame = draw(learnt, window(puppet, puppet.body(), details=False), learnt.encode(known))
     assert frame.rgb.isfinite().all()
     assert frame.matte.mean() > 0.05
 
@@ -290,38 +573,48 @@ def test_state_is_passed_and_never_kept(model, puppet):
 # ------------------------------------------------------------------------------------------------ learning
 
 
-def test_gradients_reach_both_nets(learnt, known, puppet):
-    learnt.train()
-    frame, _ = learnt(learnt.condition(window(puppet, puppet.body(**WAVING)), SIZE), learnt.encode(known), None)
-    truth = pixels(puppet.cloth(8))[None]
-    ((frame.rgb - truth) ** 2).mean().add((frame.matte - 0.5).abs().mean()).backward()
-    for name, parameter in learnt.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
+@pytest.mark.parametrize("name", ["model", "both"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_gradients_reach_all_nets(name, request, known, puppet, ahead):
+    learnt = taught(request.getfixturevalue(name)).train()
+    body = puppet.body(**WAVING)
+    condition, identity, truth = (
+        learnt.condition(window(puppet, body), SIZE),
+        learnt.encode(known),
+        filmed(puppet, body),
+    )
+    if ahead:
+        condition, identity, truth = learnt.ahead(condition, identity, truth)
+    frame, _ = learnt(condition, identity, None)
+    ((frame.rgb - truth.rgb) ** 2).mean().add((frame.matte - 0.5).abs().mean()).backward()
+    for key, parameter in learnt.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 0, key
 
 
-def test_from_nothing_learnt_the_last_layers_start_to_move(model, known, puppet):
-    model.train()
-    frame, _ = model(model.condition(window(puppet, puppet.body(**WAVING)), SIZE), model.encode(known), None)
+def test_from_nothing_learnt_the_last_layers_start_to_move(both, known, puppet):
+    both.train()
+    frame, _ = both(both.condition(window(puppet, puppet.body(**WAVING)), SIZE), both.encode(known), None)
     ((frame.rgb - pixels(puppet.cloth(8))[None]) ** 2).mean().backward()
-    for net in (model.synthesis, model.fusion):
+    for net in (both.synthesis, both.fusion):
         assert net.last.weight.grad.abs().max() > 0
 
 
-def test_everything_is_tunable(model, known):
-    tuned = {id(p) for p in model.tunable(model.encode(known))}
-    assert tuned == {id(p) for p in model.parameters()}
+def test_everything_is_tunable(both, known):
+    tuned = {id(p) for p in both.tunable(both.encode(known))}
+    assert tuned == {id(p) for p in both.parameters()}
 
 
-def test_a_configuration_builds_the_same_model_again(learnt, known, puppet):
+def test_a_configuration_builds_the_same_model_again(both, known, puppet):
+    learnt = taught(both)
     config = json.loads(json.dumps(asdict(learnt.config)))
     again = build("dance", config).eval()
     assert again.config == learnt.config
     again.load_state_dict(learnt.state_dict())
-    condition = learnt.condition(window(puppet, puppet.body()), SIZE)
     identity = learnt.encode(known)
-    with torch.inference_mode():
-        assert torch.equal(learnt(condition, identity, None)[0].rgb, again(condition, identity, None)[0].rgb)
+    ours, theirs = (draw(m, window(puppet, puppet.body()), identity) for m in (learnt, again))
+    assert torch.equal(ours.rgb, theirs.rgb)
     assert build("dance").config == DanceConfig()
-    assert replace(DanceConfig(), **SMALL) == learnt.config
+    assert replace(DanceConfig(), **SMALL, fusion=4) == learnt.config
+    assert Dance(**SMALL).fusion is None

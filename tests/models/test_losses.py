@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -174,7 +175,7 @@ def test_objective_has_all_terms(scene):
     frame, truth, condition = scene
     objective = DanceObjective(6, vgg=VGG19(vgg_weights()))
     terms = objective.generator_loss(frame, truth, condition)
-    assert set(terms) == {"pixel", "pyramid", "gradient", "matte", "adversarial", "feature", "perceptual"}
+    assert set(terms) == {"pixel", "square", "pyramid", "gradient", "matte", "adversarial", "feature", "perceptual"}
     sum(terms.values()).backward()
     assert frame.rgb.grad.isfinite().all()
     assert frame.rgb.grad.abs().sum() > 0
@@ -191,7 +192,7 @@ def test_objective_has_all_terms(scene):
 
 def test_weights_scale_and_switch_off(scene):
     frame, truth, condition = scene
-    plain = LossWeights(w_rela=0, pyramid=0, gradient=0, matte=0, pixel=3.0)
+    plain = LossWeights(w_rela=0, pyramid=0, gradient=0, matte=0, square=0, person=0, pixel=3.0)
     objective = DanceObjective(6, plain)
     assert objective.critics is None
     assert objective.critic_parameters() == []
@@ -199,7 +200,27 @@ def test_weights_scale_and_switch_off(scene):
     terms = objective.generator_loss(frame, truth, condition)
     assert list(terms) == ["pixel"]
     assert terms["pixel"].item() == pytest.approx(3 * F.l1_loss(frame.rgb, truth.rgb).item())
+    terms = DanceObjective(6, replace(plain, pixel=0, square=2.0)).generator_loss(frame, truth, condition)
+    assert list(terms) == ["square"]
+    assert terms["square"].item() == pytest.approx(2 * F.mse_loss(frame.rgb, truth.rgb).item())
     assert "matte" not in DanceObjective(6, LossWeights(w_rela=0)).generator_loss(Frame(frame.rgb), truth, condition)
+
+
+def test_pixels_of_the_person_count_more(scene):
+    _, truth, condition = scene
+    inside = truth.matte.expand_as(truth.rgb)
+    frames = [Frame(truth.rgb + 0.1 * where, truth.matte) for where in (inside, 1 - inside)]
+    for name in ("pixel", "square"):
+        own, behind = (DanceObjective(6, LossWeights(w_rela=0, person=3.0)).generator_loss(f, truth, condition)[name]
+                       for f in frames)  # fmt: skip
+        assert own / behind == pytest.approx(4 * float(inside.sum() / (1 - inside).sum()), rel=1e-3)
+    # It weighs, and does not make the whole count more.
+    everywhere = Frame(truth.rgb + 0.1, truth.matte)
+    terms = DanceObjective(6, LossWeights(w_rela=0, pixel=2.0, person=3.0)).generator_loss(everywhere, truth, condition)
+    assert terms["pixel"].item() == pytest.approx(0.2, rel=1e-3)
+    # Without a matte all pixels are alike.
+    terms = DanceObjective(6, LossWeights(w_rela=0, pixel=2.0)).generator_loss(everywhere, Frame(truth.rgb), condition)
+    assert terms["pixel"].item() == pytest.approx(0.2, rel=1e-3)
 
 
 def test_the_truth_costs_nothing_but_the_game(scene):

@@ -31,6 +31,8 @@ class Cpu:
 class Linear(RetargetModel):
     """Multiplies the condition, a picture, by a 1×1 convolution; counts its calls in a buffer."""
 
+    maps = 0
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
