@@ -55,7 +55,7 @@ class DanceConfig:
     """
 
     density: float = 80.0
-    width: int = 16
+    width: int = 24
     depth: int = 4
     fusion: int = 0
     window: int = 1

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -91,11 +93,23 @@ def packed(path: Path, facts: Mapping[str, str], out: Path, options: PrepareOpti
     return _entry(meta, facts)
 
 
+_DAMAGED: Final = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, cv2.error),
+)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a file, which is closed whatever happens. Raises one of `_DAMAGED`."""
+    with path.open("rb") as file, np.load(file) as kept:
+        return {key: kept[key] for key in kept.files}
+
+
 def _meta(path: Path) -> dict[str, Any] | None:
+    """What describes a packed clip; None when any of its file is damaged."""
     try:
-        with np.load(path) as kept:
-            return dict(json.loads(str(kept["meta"])))
-    except (OSError, ValueError, KeyError, EOFError):
+        return dict(json.loads(str(_arrays(path)["meta"])))
+    except _DAMAGED:
         return None
 
 
@@ -176,14 +190,13 @@ def _exact(path: Path, numbers: npt.NDArray[np.intp], size: tuple[int, int]) -> 
     if not beside.exists():
         return None
     try:
-        with np.load(beside) as known:
-            count, height, width = known["mask_shape"].tolist()
-            bits = known["mask_bits"]
-    except (OSError, ValueError, KeyError):
+        known = _arrays(beside)
+        count, height, width = known["mask_shape"].tolist()
+        if numbers[-1] >= count:
+            return None
+        masks = np.unpackbits(known["mask_bits"][numbers], axis=1)[:, : height * width].reshape(-1, height, width)
+    except _DAMAGED:
         return None
-    if numbers[-1] >= count:
-        return None
-    masks = np.unpackbits(bits[numbers], axis=1)[:, : height * width].reshape(-1, height, width)
     return [_resized(m.astype(np.float32), size) for m in masks]
 
 
@@ -311,8 +324,7 @@ def entries_of(index: Mapping[str, Any]) -> list[Entry]:
 @lru_cache(maxsize=16)
 def _read(path: Path) -> Clip:
     try:
-        with np.load(path) as kept:
-            a = {key: kept[key] for key in kept.files}
+        a = _arrays(path)
         meta = json.loads(str(a["meta"]))
         width, height = meta["size"]
         plate = _decoded(_files(a["plate"])[0])
@@ -335,7 +347,7 @@ def _read(path: Path) -> Clip:
             _points(a["hands"]).reshape(count, 2, HAND_POINTS, 3), (width, height), Fraction(meta["fps"]),
         )  # fmt: skip
         return Clip(pictures, mattes, exact, background.Plate(plate, seen, meta["motion"]), track)
-    except (OSError, ValueError, KeyError, EOFError, IndexError, cv2.error) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path} is missing or damaged.", "Run retarget prepare again.") from error
 
 

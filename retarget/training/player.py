@@ -62,15 +62,18 @@ class Player:
 
         As long as the scaler can lower its scale, an infinite gradient is its business: it skips the step.
         """
-        if not loss.isfinite():
+        if not loss.isfinite() and not self.share:
             return False
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.unscale_(self.optimiser)
         if self.share:
-            self.share([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters])
+            # Before anything is judged, so that what is not finite for one process is so for all of them.
+            spoilt = torch.where(loss.detach().isfinite(), 0.0, torch.nan)
+            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+            self.share([g.add_(spoilt.to(g)) for g in grads])
+        self.scaler.unscale_(self.optimiser)
         finite = bool(nn.utils.clip_grad_norm_(self.parameters, self.clip).isfinite())
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimiser)

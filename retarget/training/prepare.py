@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -64,8 +64,9 @@ def prepare(
         The index: {"schema", "options", "clips": [Entry], "left_out": [{"clip", "reason"}]}, as in `out`/index.json.
 
     Raises:
-        UsageError: no clips, options that cannot be, a folder that holds a corpus made with other options.
-        InputError: a file that does not exist, or a table that cannot be read.
+        UsageError: no clips, options that cannot be, a person in both splits, a folder that holds a corpus made with
+            other options.
+        InputError: a file that does not exist, or a table or an index that cannot be read.
         StorageError: the folder cannot be written.
     """
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -82,14 +83,21 @@ def prepare(
     except OSError as error:
         raise StorageError(f"{out} cannot be made: {error.strerror}.", "Give --out another folder.") from error
     made_with = {k: getattr(options, k) for k in ("side", "fps", "quality")}
-    before = json.loads((out / INDEX).read_text()) if (out / INDEX).exists() else None
-    if before is not None and before["options"] != made_with:
-        raise UsageError(f"{out} holds a corpus made with other options: {before['options']}.", "Use another folder.")
-
-    done: list[Entry] = entries_of(before) if before else []
+    done: list[Entry] = []
+    if (out / INDEX).exists():
+        try:
+            before = json.loads((out / INDEX).read_text(encoding="utf-8"))
+            made_before, done = before["options"], entries_of(before)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{out / INDEX} is damaged.", "Delete it and prepare all clips again: what is packed is kept."
+            ) from error
+        if made_before != made_with:
+            raise UsageError(f"{out} holds a corpus made with other options: {made_before}.", "Use another folder.")
     left_out: list[dict[str, str]] = []
     names = {path.stem for path in paths}
     done = [e for e in done if e.clip not in names and (out / f"{e.clip}.npz").exists()]
+    _check_splits([*((e.person, e.split) for e in done), *((f["person"], f["split"]) for f in facts.values())])
     progress.stage("Packing clips", len(paths))
     workers = options.workers or os.cpu_count() or 1
     with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn"), initializer=alone) as pool:
@@ -113,7 +121,6 @@ def prepare(
         "clips": [asdict(e) for e in sorted(done, key=lambda e: e.clip)],
         "left_out": sorted(left_out, key=lambda x: x["clip"]),
     }
-    _check_splits(entries_of(index))
     _write(out / INDEX, json.dumps(index, indent=1).encode())
     return index
 
@@ -122,6 +129,8 @@ def _check(options: PrepareOptions) -> None:
     for name, low, high in (("side", 64, 1024), ("fps", 0.1, 120), ("quality", 1, 100), ("val", 0, 0.9)):
         if not low <= getattr(options, name) <= high:
             raise UsageError(f"--{name} is {getattr(options, name):g}.", f"Give a number from {low:g} to {high:g}.")
+    if options.workers < 0:
+        raise UsageError(f"--workers is {options.workers}.", "Give 1 or more, or 0 for one per core.")
 
 
 def _videos(paths: Sequence[Path]) -> list[Path]:
@@ -175,11 +184,11 @@ def split_of(person: str, share: float) -> Split:
     return "val" if int.from_bytes(hashlib.sha256(person.encode()).digest()[:4], "big") < share * 2**32 else "train"
 
 
-def _check_splits(entries: Sequence[Entry]) -> None:
+def _check_splits(persons: Iterable[tuple[str, str]]) -> None:
     splits: dict[str, str] = {}
-    for entry in entries:
-        if splits.setdefault(entry.person, entry.split) != entry.split:
-            raise UsageError(f"{entry.person} would be in both splits.", "Give all clips of a person one split.")
+    for person, split in persons:
+        if splits.setdefault(person, split) != split:
+            raise UsageError(f"{person} would be in both splits.", "Give all clips of a person one split.")
 
 
 def alone() -> None:

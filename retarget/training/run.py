@@ -10,6 +10,7 @@ curves.png, samples.png
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Run:
                     (folder / name).unlink(missing_ok=True)
             known = folder / OPTIONS
             if known.exists():
-                before = json.loads(known.read_text())
+                before = _parsed(known, known.read_text())
                 different = sorted(k for k in {*before, *said} - {"version"} if before.get(k) != said.get(k))
                 if different:
                     raise UsageError(
@@ -88,7 +89,7 @@ class Run:
             raise StorageError(
                 f"{folder} cannot be written: {error.strerror}.", "Give --out another folder."
             ) from error
-        self.lines = [json.loads(line) for line in _complete_lines(folder / LOG)]
+        self.lines = [_parsed(folder / LOG, line) for line in _complete_lines(folder / LOG)]
 
     @property
     def over(self) -> bool:
@@ -103,22 +104,22 @@ class Run:
     def resume(self) -> dict[str, Any] | None:
         """What the last checkpoint held, or None. The log is cut back to it."""
         path = self.folder / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                state |= json.loads(file.metadata()["numbers"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
-        self.lines = [line for line in self.lines if line["step"] <= state["step"]]
+        state: dict[str, Any] | None = None
+        if path.exists():
+            try:
+                with safe_open(path, "pt") as file:
+                    state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                    state |= json.loads(file.metadata()["numbers"])
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
+        self.lines = [line for line in self.lines if state and line["step"] <= state["step"]]
         if self.writes:
             _write(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         return state
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         line = {"step": step, "seconds": round(time.monotonic() - self.began, 2)} | {
-            k: float(f"{v:.6g}") for k, v in figures.items()
+            k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in figures.items()
         }
         self.lines.append(line)
         if self.writes:
@@ -138,6 +139,15 @@ class Run:
         try:
             save_file(tensors, part, {"numbers": json.dumps(numbers)})
             part.replace(self.folder / CHECKPOINT)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{self.folder} cannot be written: {error}.", "Free some space.") from error
+        self.keep(result, name, config)
+
+    def keep(self, result: Mapping[str, Tensor], name: str, config: Mapping[str, Any]) -> None:
+        """Write the weights."""
+        if not self.writes:
+            return
+        try:
             weights.save_file(self.folder / WEIGHTS, result, name, config)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{self.folder} cannot be written: {error}.", "Free some space.") from error
@@ -146,7 +156,7 @@ class Run:
         """The curves of the log, and a sheet of samples: what each of the models makes of each pair, and the truth."""
         if not self.writes:
             return
-        panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        panels: dict[str, dict[str, tuple[list[float], list[float | None]]]] = {}
         for line in self.lines:
             for key, value in line.items():
                 if key not in ("step", "seconds"):
@@ -177,7 +187,8 @@ def on(batch: Any, device: torch.device) -> Any:
 
 
 def measure(model: RetargetModel, pairs: Sequence[Batch], compute: Compute) -> dict[str, float]:
-    """Figures of the person, means over pairs: PSNR in dB, SSIM, and sharpness against the truth's."""
+    """Figures of the person, means over pairs: PSNR in dB, SSIM, and sharpness against the truth's; NaN where no pair
+    tells."""
     was_training = model.training
     model.eval()
     found = []
@@ -193,7 +204,8 @@ def measure(model: RetargetModel, pairs: Sequence[Batch], compute: Compute) -> d
             )
         )
     model.train(was_training)
-    means = np.nanmean(np.array(found), 0).tolist()
+    told = [[v for v in values if math.isfinite(v)] for values in zip(*found, strict=True)]
+    means = [sum(values) / len(values) if values else math.nan for values in told]
     return dict(zip(("fg_psnr", "fg_ssim", "sharpness"), means, strict=True))
 
 
@@ -201,6 +213,13 @@ def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged.", "Use --restart, or another --out.") from error
 
 
 def _write(path: Path, data: bytes) -> None:

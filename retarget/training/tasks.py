@@ -154,20 +154,19 @@ def make(model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int
     wanted = int(rng.choice(options.frames))
     chosen = clips[int(rng.integers(len(clips)))]
     clip = corpus.clip(chosen.clip)
-    known = rng.permutation(len(clip))[:wanted].tolist()
+    # One frame at least is left to learn from.
+    known = rng.permutation(len(clip))[: min(wanted, len(clip) - 1)].tolist()
     gathered = clip.gathered(known)
     stored = arrays(gathered)
     if options.stage == "meta":
         return Lessons(model, stored, gathered, options.side, _CPU, seed=draw, validate=False).pairs
     identity = model.encode(references(stored))
-    others = [(entry, i) for entry in clips for i in range(entry.frames) if (entry.clip, i) not in
-              {(chosen.clip, k) for k in known}]  # fmt: skip
+    others = [(entry, i) for entry in clips if entry.size == chosen.size for i in range(entry.frames)
+              if (entry.clip, i) not in {(chosen.clip, k) for k in known}]  # fmt: skip
     groups = []
     for n in rng.permutation(len(others))[: options.targets].tolist():
         entry, i = others[n]
         other = corpus.clip(entry.clip)
-        if other.track.size != clip.track.size:
-            continue
         person = identity if entry.clip == chosen.clip else model.before(identity, pixels(other.plate.image)[None])
         groups.append([_pair(model, other, i, person)])
     return groups

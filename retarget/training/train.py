@@ -103,6 +103,8 @@ def train(
     """
     options, progress = options or TrainOptions(), progress or Silent()
     check(options)
+    if workers < 0:
+        raise UsageError(f"--workers is {workers}.", "Give 1 or more, or 0 for one per core.")
 
     from .. import device
     from .corpus import Corpus
@@ -112,15 +114,21 @@ def train(
 
     compute = device.choose(options.device, options.precision, progress=progress)
     packed, out = Corpus(corpus), Path(out)
+    begun = begin(options)
     with together(compute.device) as ranks:
+        if ranks.rank != 0:
+            ranks.wait()  # until the first has forgotten what there was
         said = asdict(replace(options, minutes=None)) | {"corpus": packed.digest, "world": ranks.world}
         run = Run(out, said, options.minutes, restart=restart, writes=ranks.rank == 0)
+        if ranks.rank == 0:
+            ranks.wait()
         kind = TaskOptions(options.stage, options.frames, side=options.side, seed=options.seed)
         place, model = Path(corpus) / "drawn", (options.model, dict(options.config))
         own = Tasks(packed, "train", model, kind, place, options.draws)
         # Of the same frames: one to adapt to, the other to be measured on.
         support, query = (
-            Tasks(packed, "val", model, replace(kind, stage=stage, frames=(5,)), place) for stage in ("meta", "pretrain")
+            Tasks(packed, "val", model, replace(kind, stage=stage, frames=(5,)), place)
+            for stage in ("meta", "pretrain")
         )
         if ranks.rank == 0:
             for tasks in (own, support, query):
@@ -129,11 +137,13 @@ def train(
         if ranks.rank != 0:
             progress = Silent()
         work = _Pretraining if options.stage == "pretrain" else _Reptile
-        return work(options, compute, run, own, support, query, ranks, progress).run_it()
+        return work(options, compute, run, own, support, query, ranks, progress, begun).run_it()
 
 
 def check(options: TrainOptions) -> None:
     """Raises UsageError for an option that cannot be."""
+    if options.stage not in ("pretrain", "meta"):
+        raise UsageError(f"There is no stage “{options.stage}”.", "Use pretrain or meta.")
     for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("tasks", 1), ("draws", 1), ("side", 64)):
         if getattr(options, name) < low:
             raise UsageError(f"--{name} is {getattr(options, name)}.", f"Give {low} or more.")
@@ -141,8 +151,28 @@ def check(options: TrainOptions) -> None:
         raise UsageError("K, --frames, must be 1 or more.", "Use --frames 5, or several: --frames 1,3,5.")
     if not 0 < options.rate < 1 or not 0 < options.epsilon <= 1:
         raise UsageError("A learning rate must lie between 0 and 1.", "Use --rate 0.0002 and --epsilon 1.")
-    if options.minutes is not None and options.minutes <= 0:
+    if options.minutes is not None and not options.minutes > 0:
         raise UsageError(f"--minutes is {options.minutes:g}.", "Give more than 0.")
+
+
+def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objective]:
+    """The model as a run begins with it, one that has learned nothing, and the objective with its critics.
+
+    Raises UsageError for a model that cannot be, and what `load` raises.
+    """
+    import torch
+
+    from ..models import build
+    from ..models.losses import DanceObjective, LossWeights
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(options.seed)
+        model = build(options.model, options.config)
+        objective = DanceObjective(model.maps, LossWeights() if options.critic else LossWeights(w_rela=0))
+        untrained = build(options.model, options.config).eval()
+    if options.init is not None:
+        load(Path(options.init), options, model, objective)
+    return model, untrained, objective
 
 
 class _Training:
@@ -158,22 +188,13 @@ class _Training:
         query: Tasks,
         ranks: Ranks,
         progress: Progress,
+        begun: tuple[RetargetModel, RetargetModel, Objective],
     ) -> None:
         import numpy as np
-        import torch
-
-        from ..models import build
-        from ..models.losses import DanceObjective, LossWeights
 
         self.options, self.compute, self.run, self.ranks, self.progress = options, compute, run, ranks, progress
         self.tasks, self.support, self.query = tasks, support, query
-        torch.manual_seed(options.seed)
-        self.model = build(options.model, options.config)
-        channels = self.model.maps
-        self.objective: Objective = DanceObjective(channels, LossWeights() if options.critic else LossWeights(w_rela=0))
-        if options.init is not None:
-            load(Path(options.init), options, self.model, self.objective)
-        self.untrained = build(options.model, options.config).eval()
+        self.model, self.untrained, self.objective = begun
         for module in (self.model, self.untrained, self.objective):
             module.to(compute.device)
         rng = np.random.default_rng(options.seed)
@@ -245,6 +266,8 @@ class _Pretraining(_Training):
             self.progress.warn(note)
         if last:
             self.save(last[0])
+        elif kept is None:
+            run.keep(self.result(), options.model, options.config)
         return Trained(run.folder / "weights.safetensors", done.steps, done.steps >= options.steps, figures)
 
     def save(self, state: FitState) -> None:
@@ -368,7 +391,7 @@ class _Reptile(_Training):
         return {key: float(np.mean([f[key] for f in found])) for key in found[0]}
 
     def save(self, step: int) -> None:
-        state = {f"meta.{i}": t.detach().cpu().clone() for i, t in enumerate(self.moving())}
+        state = {f"meta.{i}": t.detach().cpu().contiguous().clone() for i, t in enumerate(self.moving())}
         self.run.save(state | {"step": step}, self.result(), self.options.model, self.options.config)
         self.model.eval()
         self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
