@@ -378,6 +378,8 @@ def train(
     )  # fmt: skip
     console = _console(ctx)
     done = train(corpus, out, options, restart=restart, progress=console, workers=workers)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        return
     figures = ", ".join(f"{k} {number(v)}" for k, v in done.figures.items())
     console.result(
         {"weights": str(done.weights), "steps": done.steps, "finished": done.finished} | done.figures,

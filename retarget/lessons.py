@@ -116,6 +116,13 @@ class Lessons:
             moved[key] = points.astype(np.float32)
         return references(moved, size=self.size)
 
+    def score(self, objective: Objective) -> float:
+        """The mean loss of all pairs, the one left out included, for `RetargetModel.settle`."""
+        batch = stacked([self.held_out, *(variants[0] for variants in self.pairs)])
+        with torch.inference_mode():
+            frame, _ = self.model(batch.condition, batch.identity, None)
+            return float(sum(objective.generator_loss(frame, batch.truth, batch.condition).values()))
+
     def _draw(self) -> tuple[Frame, Frame]:
         with torch.no_grad():
             frame, _ = self.model(self.held_out.condition, self.held_out.identity, None)

@@ -103,7 +103,8 @@ def personalize(
         model, weights, config = start(options.model, options.init, progress)
         gathered = gather(paths, options, progress)
         stored = arrays(gathered)
-        quality = fine_tune(model, stored, gathered, options, compute, progress) if options.steps else {}
+        learnt = bool(options.steps or weights)
+        quality = fine_tune(model, stored, gathered, options, compute, progress) if learnt else {}
         progress.stage("Saving the avatar", None)
         picture = preview(gathered, stored, model, compute)
     meta = store.AvatarMeta(
@@ -122,7 +123,7 @@ def personalize(
             "colour": gathered.colour,
         },
     )
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if options.steps or weights else {}
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if learnt else {}
     return store.save_avatar(name, meta, stored, state, picture)
 
 
@@ -230,7 +231,7 @@ def fine_tune(
     compute: Compute,
     progress: Progress,
 ) -> dict[str, float]:
-    """T steps on leave-one-out pairs; the model keeps its best step. Returns the quality figures.
+    """Trust in the nets, then T steps on leave-one-out pairs; the model keeps its best step. Returns quality figures.
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
     the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3).
@@ -246,6 +247,9 @@ def fine_tune(
     vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
     objective = DanceObjective(0, LossWeights(w_rela=0), vgg=vgg)
     how = FitOptions(options.steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
+    model.to(compute.device).eval()
+    objective.to(compute.device)
+    model.settle(lambda: lessons.score(objective))
     before = lessons.measure()
     progress.stage("Fine-tuning", options.steps)
     result = adapt(

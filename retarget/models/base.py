@@ -10,7 +10,7 @@ Pixels are float32 RGB in -1..1; mattes are in 0..1; pictures are (B, 3, H, W). 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -152,6 +152,13 @@ class RetargetModel(nn.Module, ABC):
     def varied(self, pair: Batch, generator: torch.Generator) -> Batch:
         """For pretraining: the same pair as another person in another light might give it; from `ahead` only."""
         return pair
+
+    def settle(self, score: Callable[[], float]) -> None:
+        """Before fine-tuning: choose by trial what no gradient moves.
+
+        Args:
+            score: how badly the model of now reproduces the person's own pictures; lower is better.
+        """
 
     @abstractmethod
     def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:

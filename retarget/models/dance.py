@@ -16,7 +16,7 @@ network that has learnt nothing shows the moved parts on the plate. A matte take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of what is drawn."""
 MIRRORED_MAPS = (*MIRROR_PART[:10], 10, 12, 11, 14, 13)
 """The channel of the pose maps that shows in a mirror what each channel shows."""
+TRUSTED = ("flow", "matte", "colour", "shade", "fusion")
+"""What `Dance.trust` weighs."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -51,7 +53,7 @@ class DanceConfig:
     fusion   channels of the fusion net's finest level; 0: there is none.
     window   poses whose maps the nets see, the current one last (DDG §4.2: K = 3).
     flow     the largest residual flow, in metres.
-    colour   the largest correction of a colour, in 0..1 units.
+    colour   the largest correction of a colour, a share of it.
     """
 
     density: float = 80.0
@@ -119,6 +121,8 @@ class Dance(RetargetModel):
     """The model. Its parameters are the nets; all knowledge of a person is in the identity."""
 
     Ahead = Moved
+    trust: Tensor
+    """(5,) in 0..1: how much of each of the nets' answers (`TRUSTED`) this person gets; see `settle`."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -126,6 +130,7 @@ class Dance(RetargetModel):
         c = self.config
         self.synthesis = UNet(3 + 1 + 3 + self.maps, 2 + 1 + 3 + 1, c.width, c.depth)
         self.fusion = UNet(3 + 1 + 3 + self.maps, 3, c.fusion, c.depth) if c.fusion else None
+        self.register_buffer("trust", torch.ones(len(TRUSTED)))
 
     @property
     def maps(self) -> int:
@@ -137,7 +142,9 @@ class Dance(RetargetModel):
 
     @property
     def untrained(self) -> bool:
-        """Whether the nets still answer zero, so that they need not be asked."""
+        """Whether the nets answer zero, or are not trusted at all, so that they need not be asked."""
+        if not bool(self.trust.any()):
+            return True
         last = [p for net in (self.synthesis, self.fusion) if net is not None for p in net.last.parameters()]
         return not any(bool(p.any()) for p in last)
 
@@ -266,18 +273,21 @@ class Dance(RetargetModel):
         # Flow in fractions of the picture's sides, as `grid_sample` counts: two for the whole picture.
         reach = answer.new_tensor([2 / small[1], 2 / small[0]])[:, None, None] * config.flow * config.density
         around = F.avg_pool2d(person, 5, 1, 2)
+        # What is solid may not be cut open: that a person's clothes end between the legs is a prejudice of the corpus.
+        change = torch.tanh(answer[:, 2:3])
+        solid = ((person[:, 3:] - 0.5) * 2.5).clamp(0, 1)
         fields = [
-            reach * torch.tanh(flow),
-            torch.tanh(answer[:, 2:3]),
-            config.colour * torch.tanh(colour),
-            torch.tanh(shade),
+            self.trust[0] * reach * torch.tanh(flow),
+            self.trust[1] * torch.where(change < 0, change * (1 - solid), change),
+            self.trust[2] * config.colour * torch.tanh(colour),
+            self.trust[3] * torch.tanh(shade),
             around[:, :3] / around[:, 3:].clamp_min(0.05),
         ]
         touch = None
         if self.fusion is not None:
             rgb, matte = _corrected(person, plate, torch.cat(fields, 1))
             touch = self.fusion(torch.cat([rgb, matte, plate, moved.maps.to(person)], 1)).float()
-            fields.append(config.colour * torch.tanh(_calm(touch)))
+            fields.append(self.trust[4] * config.colour * torch.tanh(_calm(touch)))
         answer = torch.cat(fields, 1)
         if tuple(size) != tuple(small):
             answer = F.interpolate(answer, size, mode="bilinear", align_corners=False)
@@ -286,13 +296,37 @@ class Dance(RetargetModel):
             rgb = rgb + answer[:, 10:]
         return rgb, matte
 
+    def settle(self, score: Callable[[], float]) -> None:
+        """How far the nets are trusted, each answer by itself: what fits this person's own pictures best.
+
+        Nets that know synthetic people only may be wrong about a real one; then moved pixels are left as they are.
+        """
+        tried = {}
+
+        def at(values: tuple[float, ...]) -> float:
+            if values not in tried:
+                self.trust.copy_(self.trust.new_tensor(values))
+                tried[values] = score()
+            return tried[values]
+
+        count = len(TRUSTED) - (self.fusion is None)
+        rest = (0.0,) * (len(TRUSTED) - count)
+        best = min(((1.0,) * count + rest, (0.5,) * count + rest, (0.0,) * len(TRUSTED)), key=at)
+        for _ in range(2):
+            for i in range(count):
+                best = min(((*best[:i], v, *best[i + 1 :]) for v in (best[i], 0.0, 0.25, 0.5, 0.75, 1.0)), key=at)
+        self.trust.copy_(self.trust.new_tensor(best))
+
     def tunable(self, identity: DanceIdentity) -> Iterable[nn.Parameter]:
         return self.parameters()
 
 
 def _corrected(person: Tensor, plate: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
     """Moved parts (B, 4, H, W) over a plate (B, 3, H, W), corrected by fields (B, 10, H, W): flow, matte, colour,
-    shade, colours for where the corrected matte reaches beyond the moved parts."""
+    shade, colours for where the corrected matte reaches beyond the moved parts.
+
+    Colours and plate are multiplied, as light is: the same correction is small on black cloth and large on white.
+    """
     flow, change, colour, shade, around = fields.split((2, 1, 3, 1, 3), 1)
     height, width = person.shape[2:]
     y = (torch.arange(height, device=person.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
@@ -302,8 +336,8 @@ def _corrected(person: Tensor, plate: Tensor, fields: Tensor) -> tuple[Tensor, T
     rgb, alpha = bent[:, :3], bent[:, 3:]
     matte = (alpha + change).clamp(0, 1)
     kept = (matte / torch.where(alpha > 0, alpha, 1)).clamp_max(1)
-    rgb = rgb * kept + (matte - alpha).clamp_min(0) * around + matte * colour
-    return rgb + (1 - matte) * plate * (1 + shade), matte
+    rgb = rgb * kept + (matte - alpha).clamp_min(0) * around
+    return rgb * (1 + colour) + (1 - matte) * plate * (1 + shade), matte
 
 
 def _calm(x: Tensor) -> Tensor:

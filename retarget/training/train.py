@@ -106,6 +106,8 @@ def train(
     if workers < 0:
         raise UsageError(f"--workers is {workers}.", "Give 1 or more, or 0 for one per core.")
 
+    import torch
+
     from .. import device
     from .corpus import Corpus
     from .ranks import together
@@ -115,7 +117,7 @@ def train(
     compute = device.choose(options.device, options.precision, progress=progress)
     packed, out = Corpus(corpus), Path(out)
     begun = begin(options)
-    with together(compute.device) as ranks:
+    with torch.random.fork_rng([]), together(compute.device) as ranks:
         if ranks.rank != 0:
             ranks.wait()  # until the first has forgotten what there was
         said = asdict(replace(options, minutes=None)) | {"corpus": packed.digest, "world": ranks.world}
@@ -241,6 +243,8 @@ class _Pretraining(_Training):
             while not self.ranks.agree(run.over, self.compute.device):
                 yield self.pairs(step)
                 step += 1
+            for state in last:
+                self.save(state)
 
         def on_step(step: int, losses: dict[str, float]) -> None:
             line = {f"loss.{k}" if k not in ("rate",) else k: v for k, v in losses.items()}
@@ -253,8 +257,9 @@ class _Pretraining(_Training):
         last: list[FitState] = []
 
         def checkpoint(state: FitState) -> None:
+            # Saved only while `fit` runs: its random numbers belong to the checkpoint.
             last[:] = [state]
-            if run.due:
+            if run.due or state.step == options.steps or state.failures >= how.patience:
                 self.save(state)
 
         share = self.ranks.mean if self.ranks.world > 1 else None
@@ -264,9 +269,7 @@ class _Pretraining(_Training):
         )  # fmt: skip
         for note in done.notes:
             self.progress.warn(note)
-        if last:
-            self.save(last[0])
-        elif kept is None:
+        if not last and kept is None:
             run.keep(self.result(), options.model, options.config)
         return Trained(run.folder / "weights.safetensors", done.steps, done.steps >= options.steps, figures)
 
