@@ -559,7 +559,7 @@ def open_writer(
     end: float | None = None,
     metadata: Mapping[str, str] | None = None,
     alpha: bool = False,
-    crf: int = 16,
+    crf: int = 14,
     timestamps: Sequence[float] | None = None,
     colour: Colour = "bt601",
 ) -> Iterator[Callable[[Image], None]]:

@@ -129,8 +129,8 @@ def load_file(path: Path) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, said["model"], json.loads(said["config"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        return tensors, said["model"], dict(json.loads(said["config"]))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} does not hold weights that retarget train wrote.", "Name another file.") from error
 
 

@@ -24,6 +24,9 @@ from retarget.drive import DriveOptions
 from retarget.errors import NobodyFound
 from retarget.evaluate import EvaluateOptions, Report
 from retarget.personalize import PersonalizeOptions
+from retarget.training.prepare import PrepareOptions
+from retarget.training.run import Trained
+from retarget.training.train import TrainOptions
 
 Out = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parent.parent
@@ -102,11 +105,15 @@ def test_the_version_and_the_module() -> None:
 
 
 CONTRACT = {
-    "personalize": "--frames -k --steps -t --name --model --size --pick --person --background --device --precision "
-    "--seed --restart --json --quiet",
+    "personalize": "--frames -k --steps -t --name --model --init --size --pick --person --background --device "
+    "--precision --seed --restart --json --quiet",
     "drive": "--source --out --avatar --align --smooth --background --audio --no-audio --compare --start --end --size "
     "--watermark --device --precision --yes --json --quiet",
     "evaluate": "--init --frames -k --steps -t --split --out --json --quiet",
+    "prepare": "--out -o --side --fps --quality --licence --source --table --val --workers --json --quiet",
+    "train": "--out -o --model --config --init --steps --minutes --batch --rate --frames -k --inner -t --epsilon "
+    "--tasks --draws --critic --no-critic --freeze-critic --side --seed --device --precision --workers --restart "
+    "--json --quiet",
     "doctor": "--json",
     "avatars list": "--json",
     "avatars show": "--json",
@@ -157,13 +164,13 @@ def test_personalize_with_defaults(replaced: Callable[..., Called], avatar: Avat
 def test_personalize_with_everything(replaced: Callable[..., Called], avatar: Avatar) -> None:
     called = replaced("personalize.personalize", avatar)
     words = "personalize me.mp4 dance.mp4 -k 3 -t 0 --name Zoë --model dance --size 256 --pick 12,40,7 --person 10,20.5"
-    words += " --background frames --device cpu --precision bf16 --seed 9 --restart --quiet"
+    words += " --background frames --device cpu --precision bf16 --seed 9 --restart --quiet --init pretrain"
     assert main(words.split()) == 0
     (inputs, options), _ = called.calls[0]
     assert inputs == [Path("me.mp4"), Path("dance.mp4")]
     assert options == PersonalizeOptions(
         frames=3, steps=0, name="Zoë", model="dance", size=256, pick=(12, 40, 7), person="10,20.5",
-        background="frames", device="cpu", precision="bf16", seed=9, restart=True,
+        background="frames", device="cpu", precision="bf16", seed=9, restart=True, init="pretrain",
     )  # fmt: skip
 
 
@@ -194,12 +201,16 @@ def test_an_avatar_by_its_folder(replaced: Callable[..., Called], avatar: Avatar
     assert called.calls[0][0][0] == avatar
 
 
-@pytest.mark.parametrize("options", [PersonalizeOptions, DriveOptions, EvaluateOptions])
+@pytest.mark.parametrize("options", [PersonalizeOptions, DriveOptions, EvaluateOptions, PrepareOptions, TrainOptions])
 def test_every_option_of_the_functions_is_on_the_command_line(options: type, capsys: Out) -> None:
     main([options.__name__.removesuffix("Options").lower(), "--help"])
     text = capsys.readouterr().out
     for field in fields(options):
-        assert f"--{field.name.replace('_', '-')}" in text
+        if field.name == "stage":  # an argument
+            assert "pretrain|meta" in text
+        else:
+            name = {"freeze": "freeze-critic"}.get(field.name, field.name.replace("_", "-"))
+            assert f"--{name} " in text.replace(",", " ")
 
 
 def report(**changes: Any) -> Report:
@@ -260,6 +271,108 @@ def test_evaluate_fails_when_a_clip_failed(replaced: Callable[..., Called], caps
     assert json.loads(capsys.readouterr().out) == failed
 
 
+def test_prepare_with_defaults(replaced: Callable[..., Called], capsys: Out) -> None:
+    left_out = [{"clip": "b", "reason": "the camera moves."}]
+    called = replaced("training.prepare.prepare", {"clips": [{}, {}], "left_out": left_out})
+    assert main(["prepare", "me.mp4", "clips", "--out", "corpus"]) == 0
+    (clips, out, options), _ = called.calls[0]
+    assert (clips, out, options) == ([Path("me.mp4"), Path("clips")], Path("corpus"), PrepareOptions())
+    assert capsys.readouterr().out == "corpus: 2 clips packed, 1 left out.\n"
+    assert main(["prepare", "me.mp4", "-o", "corpus", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"corpus": "corpus", "clips": 2, "left_out": left_out}
+    replaced("training.prepare.prepare", {"clips": [{}], "left_out": []})
+    assert main(["prepare", "me.mp4", "-o", "corpus"]) == 0
+    assert capsys.readouterr().out == "corpus: 1 clips packed.\n"
+
+
+def test_prepare_with_everything(replaced: Callable[..., Called]) -> None:
+    called = replaced("training.prepare.prepare", {"clips": [], "left_out": []})
+    words = "prepare me.mp4 -o corpus --side 128 --fps 2.5 --quality 70 --licence CC0-1.0 --source web --table t.csv"
+    assert main([*words.split(), "--val", "0.2", "--workers", "3", "--quiet"]) == 0
+    assert called.calls[0][0][2] == PrepareOptions(
+        side=128, fps=2.5, quality=70, licence="CC0-1.0", source="web", table="t.csv", val=0.2, workers=3
+    )
+
+
+TRAINED = Trained(Path("run/weights.safetensors"), 300, True, {"fg_psnr": 23.456, "sharpness": float("nan")})
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "meta"])
+def test_train_with_defaults(replaced: Callable[..., Called], capsys: Out, stage: Any) -> None:
+    called = replaced("training.train.train", TRAINED)
+    assert main(["train", stage, "corpus", "--out", "run"]) == 0
+    (corpus, out, options), how = called.calls[0]
+    assert (corpus, out, options) == (Path("corpus"), Path("run"), TrainOptions(stage))
+    assert (how["restart"], how["workers"]) == (False, 0)
+    shown = capsys.readouterr().out
+    assert shown == "run/weights.safetensors: 300 of 300 steps (fg_psnr 23.46, sharpness –).\n"
+    assert main(["train", stage, "corpus", "-o", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "weights": "run/weights.safetensors", "steps": 300, "finished": True, "fg_psnr": 23.456, "sharpness": None,
+    }  # fmt: skip
+
+
+def test_train_with_everything(replaced: Callable[..., Called]) -> None:
+    called = replaced("training.train.train", TRAINED)
+    words = "train meta corpus -o run --model dance --config width=24 --config flow=0.1 --init first.safetensors"
+    words += " --steps 7 --minutes 2.5 --batch 3 --rate 0.001 -k 1,3,5 -t 9 --epsilon 0.5 --tasks 4 --draws 3 --critic"
+    words += " --freeze-critic --side 128 --seed 5 --device cpu --precision fp32 --workers 2 --restart --quiet"
+    assert main(words.split()) == 0
+    (_, _, options), how = called.calls[0]
+    assert options == TrainOptions(
+        stage="meta", model="dance", config={"width": 24, "flow": 0.1}, init="first.safetensors", steps=7, minutes=2.5,
+        batch=3, rate=0.001, frames=(1, 3, 5), inner=9, epsilon=0.5, tasks=4, draws=3, critic=True, freeze=True,
+        side=128, seed=5, device="cpu", precision="fp32",
+    )  # fmt: skip
+    assert isinstance(options.config["width"], int)
+    assert (how["restart"], how["workers"]) == (True, 2)
+
+
+def test_of_several_processes_one_speaks(
+    replaced: Callable[..., Called], capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced("training.train.train", TRAINED)
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "meta", "corpus", "-o", "run", "--json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        ("personalize me.mp4 --init magic", 2, "no start “magic”"),
+        ("personalize me.mp4 --init no.safetensors --device cpu", 3, "no file no.safetensors"),
+        ("prepare me.mp4 -o corpus --side 7", 2, "--side is 7"),
+        ("prepare me.mp4 -o corpus --fps 0", 2, "--fps is 0"),
+        ("prepare me.mp4 -o corpus --quality 101", 2, "--quality is 101"),
+        ("prepare me.mp4 -o corpus --val 1", 2, "--val is 1"),
+        ("prepare me.mp4 -o corpus --workers -2", 2, "--workers is -2"),
+        ("prepare . ./me.mp4 -o corpus --table me.mp4", 3, "me.mp4 is not a table"),
+        ("prepare empty -o corpus", 2, "no videos"),
+        ("prepare nobody.mp4 -o corpus", 3, "no file nobody.mp4"),
+        ("prepare me.mp4 -o me.mp4", 6, "me.mp4 cannot be made"),
+        ("train meta corpus -o run --steps 0", 2, "--steps is 0"),
+        ("train meta corpus -o run --minutes 0", 2, "--minutes is 0"),
+        ("train meta corpus -o run --epsilon 2", 2, "between 0 and 1"),
+        ("train meta corpus -o run --rate nan", 2, "between 0 and 1"),
+        ("train meta corpus -o run --side 7", 2, "--side is 7"),
+        ("train meta corpus -o run --workers -2", 2, "--workers is -2"),
+        ("train meta corpus -o run --device cpu", 3, "corpus is not a corpus"),
+    ],
+)
+def test_what_the_functions_refuse(words: str, code: int, named: str, capsys: Out) -> None:
+    Path("empty").mkdir()
+    before = sorted(Path().iterdir())
+    assert main(words.split()) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # a sentence and a remedy
+    assert named in lines[0]
+    assert sorted(Path().iterdir()) == before
+    assert main([*words.split(), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == code
+
+
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_doctor(replaced: Callable[..., Called], capsys: Out, status: Any, code: int) -> None:
     checks = [Check("python", "ok", "3.11"), Check("disk", status, "1 GB free", "Make room.", {"free": 1})]
@@ -277,6 +390,7 @@ def test_doctor(replaced: Callable[..., Called], capsys: Out, status: Any, code:
 PERSONALIZE = "personalize me.mp4"
 DRIVE = "drive --source dance.mp4 --out out.mp4"
 EVALUATE = "evaluate me.mp4"
+TRAIN = "train meta corpus -o run"
 REFUSED = [
     (f"{PERSONALIZE} -k 0", "--frames 0"),
     (f"{PERSONALIZE} -k -3", "--frames -3"),
@@ -322,6 +436,21 @@ REFUSED = [
     ("drive --source dance.mp4 --out .", "suffix"),
     ("drive --source dance.mp4", "--out"),
     ("drive --out out.mp4", "--source"),
+    ("prepare -o corpus", "CLIPS"),
+    ("prepare me.mp4", "--out"),
+    ("prepare me.mp4 -o corpus --fps fast", "--fps"),
+    ("train meta corpus", "--out"),
+    ("train meta -o run", "CORPUS"),
+    (f"{TRAIN.replace('meta', 'finetune')}", "finetune"),
+    (f"{TRAIN} --model magic", "magic"),
+    (f"{TRAIN} --seed -1", "--seed -1"),
+    (f"{TRAIN} --frames five", "--frames five"),
+    (f"{TRAIN} --frames 5,", "--frames 5,"),
+    (f"{TRAIN} --frames 3,0", "--frames 3,0"),
+    (f"{TRAIN} --config width", "--config width"),
+    (f"{TRAIN} --config width=wide", "--config width=wide"),
+    (f"{TRAIN} --steps many", "--steps"),
+    (f"{TRAIN} --precision fp8", "fp8"),
     (f"{EVALUATE} --split 1", "--split 1"),
     (f"{EVALUATE} --split 0", "--split 0"),
     (f"{EVALUATE} --split nan", "--split nan"),
@@ -349,7 +478,8 @@ def test_what_cannot_be_is_refused_before_any_work(
     words: str, named: str, replaced: Callable[..., Called], avatar: Avatar, capsys: Out
 ) -> None:
     workers = [
-        replaced(f"{name}.{name}", AssertionError("work began")) for name in ("personalize", "drive", "evaluate")
+        replaced(f"{name}.{name.rpartition('.')[2]}", AssertionError("work began"))
+        for name in ("personalize", "drive", "evaluate", "training.prepare", "training.train")
     ]
     before = sorted(p.name for p in Path().iterdir())
     assert main(words.split()) == 2

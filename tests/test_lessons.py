@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from retarget import device
-from retarget.lessons import JITTER, VARIANTS, Lessons, adapt, as_image, batches
+from retarget.lessons import JITTER, TRUTHS, VARIANTS, Lessons, adapt, as_image, batches
 from retarget.metrics import foreground_psnr, foreground_ssim
 from retarget.models.base import Batch
 from retarget.models.dance import Dance
@@ -96,6 +96,22 @@ def test_what_is_validated_is_one_of_the_pictures_and_never_learned_from(model, 
     for batch in islice(batches(made.pairs, 2, 0), 6):
         for truth in batch.truth.rgb:
             assert truth.shape != made.held_out.truth.rgb[0].shape or not torch.equal(truth, made.held_out.truth.rgb[0])
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_of_many_pictures_the_first_are_truths_and_all_are_known(model, puppet, validate):
+    count = TRUTHS + 2
+    gathered = puppet.gathered(*(puppet.body((25 + 8 * k, 30 + 9 * k), legs=5 + k) for k in range(count)))
+    stored = arrays(gathered)
+    made = lessons(model, gathered, stored, validate=validate)
+    assert len(made.pairs) == TRUTHS - validate
+    changed = {key: np.array(value) for key, value in stored.items()}
+    changed["frames"][-1] = 255 - changed["frames"][-1]  # is no truth itself
+    after = lessons(model, gathered, changed, validate=validate)
+    differ = [not same(a[0], b[0]) for a, b in zip(made.pairs, after.pairs, strict=True)]
+    assert any(differ)
+    truths = [pair[0].truth.rgb for pair in made.pairs] + [made.held_out.truth.rgb] * validate
+    assert len({(t.shape[2:], round(float(t.sum()), 2)) for t in truths}) == TRUTHS
 
 
 def test_all_pictures_are_learned_from_when_nothing_is_validated(model, people):

@@ -75,56 +75,100 @@ RANK = {
     **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots"), 1),
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
     "perceptual_metrics": 2,
-    "training": 3,
-    **dict.fromkeys(("personalize", "drive", "evaluate", "doctor"), 4),
-    "cli": 5,
-    "__main__": 6,
+    # What stands between inputs and models, and the loop that fits.
+    **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
+    # Pairs to learn from; what they are made of on a training machine.
+    **dict.fromkeys(("lessons", "training.prepare", "training.corpus"), 4),
+    **dict.fromkeys(("preview", "training.tasks", "training.run"), 5),
+    "training.train": 6,
+    **dict.fromkeys(("personalize", "drive", "evaluate", "doctor"), 6),
+    "cli": 7,
+    "__main__": 8,
 }
-BETWEEN = 3
-"""Helpers of `personalize` and `drive` that are not named above."""
+"""Nobody imports from above; a package's modules have its rank unless they have one of their own."""
+
+
+def rank(name: str) -> int:
+    while name not in RANK:
+        parent, _, last = name.rpartition(".")
+        assert parent, f"{last} has no rank"
+        name = parent
+    return RANK[name]
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """All modules of the package: the part of their name that `RANK` knows, and their syntax tree."""
+    """All modules of the package but its own `__init__`: their names inside of it, and their syntax trees."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).with_suffix("").parts
         if name != ("__init__",):
-            yield ".".join(name), ast.parse(path.read_text(encoding="utf-8"))
+            yield ".".join(name[:-1] if name[-1] == "__init__" else name), ast.parse(path.read_text(encoding="utf-8"))
+
+
+NAMES = {name for name, _ in modules()}
 
 
 def inner_imports(name: str, tree: ast.Module) -> Iterator[str]:
-    """Which modules of the package one of them imports at run time, wherever in its text: top-level names."""
+    """Which modules of the package one of them imports at run time, wherever in its text."""
     typing_only = {
         node
         for block in ast.walk(tree)
         if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
         for node in ast.walk(block)
     }
+    package = name.split(".") if (PACKAGE / name.replace(".", "/")).is_dir() else name.split(".")[:-1]
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or node in typing_only:
             continue
-        parts = (node.module or "").split(".") if node.module else []
+        parts = node.module.split(".") if node.module else []
         if node.level:
-            parts = ["retarget", *name.split(".")[: -node.level], *parts]
+            parts = ["retarget", *package[: len(package) - node.level + 1], *parts]
         if parts[:1] == ["retarget"]:
-            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            found = ".".join(parts[1:])
+            # `from .. import plots` names modules, `from .plots import curves` what is in one.
+            below = [f"{found}.{alias.name}".lstrip(".") for alias in node.names]
+            inner = [module for module in below if module in NAMES]
+            yield from inner
+            if found and len(inner) < len(below):
+                yield found
+
+
+def test_every_module_has_a_rank() -> None:
+    assert sorted(n for n in NAMES if n.split(".")[0] not in {key.split(".")[0] for key in RANK}) == []
+    assert sorted(key for key in RANK if key not in NAMES) == []
+
+
+def test_imports_are_found() -> None:
+    found = {name: set(inner_imports(name, tree)) for name, tree in modules()}
+    assert {"lessons", "training.corpus", "training.prepare", "models", "models.base"} <= found["training.tasks"]
+    assert {"plots", "weights", "metrics", "lessons"} <= found["training.run"]
+    assert "training.prepare" not in found["training.corpus"]  # for the types only
+    assert {"pose.cache", "pose.base", "video"} <= found["pose"]
+    assert "drive" in found["cli"]
 
 
 def test_imports_go_downwards() -> None:
     wrong = []
     for name, tree in modules():
-        own = RANK.get(name.split(".")[0], BETWEEN)
         for other in inner_imports(name, tree):
-            if other != "__version__" and RANK.get(other, BETWEEN) > own:
+            if rank(other) > rank(name):
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+def test_no_module_needs_itself() -> None:
+    """Between modules of one rank, too, imports go one way."""
+    needs = {name: set(inner_imports(name, tree)) - {name} for name, tree in modules()}
+    left = dict(needs)
+    while ends := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in ends}
+    assert {name: sorted(others & left.keys()) for name, others in left.items()} == {}
 
 
 def test_models_need_torch_and_numpy_only() -> None:
     allowed = {"models", "heatmaps", "parts", "errors", "skeleton", "types"}
     for name, tree in modules():
-        if name.startswith("models."):
-            assert set(inner_imports(name, tree)) <= allowed, name
+        if name.split(".")[0] == "models":
+            assert {other.split(".")[0] for other in inner_imports(name, tree)} <= allowed, name
             assert outer_imports(tree) <= {"torch", "numpy"} | set(sys.stdlib_module_names), name
 
 
@@ -147,11 +191,36 @@ def outer_imports(tree: ast.Module) -> set[str]:
         ("ultralytics", {"pose.ultralytics"}),
         ("typer", {"cli"}),
         ("rich", {"console"}),
+        ("imageio_ffmpeg", {"video", "doctor"}),
+        ("platformdirs", {"folders"}),
+        ("safetensors", {"avatar", "weights", "training.run", "training.tasks"}),
+        ("multiprocessing", {"training.prepare", "training.tasks"}),
+        ("matplotlib", set()),  # training machines have none
         ("pickle", set()),
     ],
 )
 def test_who_uses_a_library(library: str, users: set[str]) -> None:
     assert {name for name, tree in modules() if library in outer_imports(tree)} <= users
+
+
+def test_one_module_talks_to_other_processes_of_a_training() -> None:
+    users = {name for name, tree in modules() if "torch.distributed" in {
+        m for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)
+        for m in ([a.name for a in n.names] if isinstance(n, ast.Import) else [n.module])
+    }}  # fmt: skip
+    assert users == {"training.ranks"}
+
+
+TRAINING = ("corpus", "fit", "player", "prepare", "ranks", "run", "tasks", "train")
+ABSENT = ("mediapipe", "imageio_ffmpeg", "typer", "rich", "huggingface_hub", "platformdirs", "ultralytics", "skimage",
+          "scipy", "matplotlib")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lessons", "models.dance", "models.losses", *(f"training.{m}" for m in TRAINING)])
+def test_a_training_machine_needs_few_libraries(name: str) -> None:
+    """Only torch, NumPy, OpenCV and safetensors are there. That it trains, too, is tested in `training/test_train`."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT})); import retarget.{name}"
+    assert python(code).stderr == ""
 
 
 def test_one_module_prints() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from retarget import weights
-from retarget.errors import WeightsError
+from retarget.errors import InputError, WeightsError
 from retarget.types import Silent
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -253,6 +256,107 @@ def test_a_file_that_is_no_safetensors(manifest: Callable[..., Path]) -> None:
     (folder / "dance.safetensors").write_bytes(junk)
     with pytest.raises(WeightsError, match="is not a safetensors file"):
         weights.load("dance")
+
+
+# What training writes.
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        "b.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
+        "a.bias": torch.randn(5, requires_grad=True),
+        "one": torch.tensor(2.0),
+        "cut": torch.randn(6, 6)[:, ::2],
+    }
+    before = {k: t.detach().clone() for k, t in tensors.items()}
+    path = tmp_path / "weights.safetensors"
+    weights.save_file(path, tensors, "dance", {"width": 24, "flow": 0.1})
+    loaded, model, config = weights.load_file(path)
+    assert (model, config) == ("dance", {"width": 24, "flow": 0.1})
+    assert loaded.keys() == tensors.keys()
+    for key, t in loaded.items():
+        assert t.dtype == torch.float16
+        assert not t.requires_grad
+        assert torch.equal(t, before[key].half())
+        assert torch.equal(tensors[key], before[key])
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert path.stat().st_size < 2 * sum(t.numel() for t in tensors.values()) + 800
+    weights.save_file(path, {"x": torch.ones(1)}, "other", {})
+    assert weights.load_file(path) == ({"x": torch.ones(1)}, "other", {})
+
+
+def test_saving_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.safetensors"
+    weights.save_file(path, {"x": torch.ones(1)}, "dance", {})
+
+    def full(tensors: Any, part: Path, metadata: Any) -> None:
+        part.write_bytes(b"a little")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        weights.save_file(path, {"x": torch.zeros(1)}, "dance", {})
+    assert weights.load_file(path)[0]["x"] == 1
+
+
+def test_a_file_that_training_did_not_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file .*none\.safetensors") as missing:
+        weights.load_file(tmp_path / "none.safetensors")
+    assert missing.value.remedy
+    with pytest.raises(InputError, match="no file"):
+        weights.load_file(tmp_path)
+    path = tmp_path / "w.safetensors"
+    weights.save_file(path, {"x": torch.ones(100)}, "dance", {})
+    whole = path.read_bytes()
+    for data in (b"", b"numbers, honestly", whole[:60], whole[:-5], DATA, save({"x": np.ones(1)}, {"model": "dance"}),
+                 save({"x": np.ones(1)}, {"model": "dance", "config": "{"}),
+                 save({"x": np.ones(1)}, {"model": "dance", "config": "[3]"})):  # fmt: skip
+        path.write_bytes(data)
+        with pytest.raises(WeightsError, match=r"w\.safetensors does not hold weights that retarget train wrote") as e:
+            weights.load_file(path)
+        assert e.value.remedy
+
+
+# The corpus of what is shipped.
+
+ROOT = Path(__file__).parent.parent
+CLIPS = ROOT.parent / "shared" / "clips"
+
+
+@pytest.mark.skipif(not (ROOT / "weights" / "corpus.json").exists(), reason="no trained weights are shipped")
+def test_nothing_was_trained_on_that_is_for_measuring() -> None:
+    corpus = json.loads((ROOT / "weights" / "corpus.json").read_text(encoding="utf-8"))
+    persons, digests = corpus["persons"], corpus["sha256"]
+    assert persons
+    assert digests
+    assert {clip.rpartition("_")[0] for clip in digests} == set(persons)
+    for person in persons:
+        seed = re.fullmatch(r"s(\d+)", person)
+        assert seed, f"{person} is not a person of the generator"
+        assert int(seed[1]) < 1000, f"{person} is for measuring"
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests.values())
+    assert len(set(digests.values())) == len(digests)
+    real = {weights.sha256(path): path for path in CLIPS.rglob("*") if path.is_file()}
+    assert not [f"{clip} is {real[digest]}" for clip, digest in digests.items() if digest in real]
+
+
+def test_shipped_weights_fit_their_models() -> None:
+    """Each of a model's entries that comes with the package builds and loads."""
+    from retarget.models import build
+
+    for line in weights.entries():
+        path = weights._folder() / line.file
+        if line.kind == "model" and path.is_file():
+            assert line.bytes == path.stat().st_size
+            tensors, config = weights.load(line.name)
+            name = line.name.removesuffix("-pretrain")
+            assert line.name in {form.format(name) for form in weights.ENTRY.values()}
+            model = build(name, config)
+            model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("critics.")})
+            with safe_open(path, "pt") as file:
+                said = file.metadata()
+            assert (said["model"], json.loads(said["config"])) == (name, config)
 
 
 # The hub.

@@ -3,13 +3,13 @@
 The paper's two stages, with moved pixels carrying all fine detail:
 
     parts (§3.1), moved at full resolution ─┐
-    pose maps (§3.2) ───────────────────────┴─ around the person, small ─ human synthesis net (§3.3) ─ flow, matte,
-                                               colour, shade
-    the moved parts through that flow, over the shaded plate (Eq. 2) ─ fusion net (§3.4) ─ colour
+    pose maps (§3.2) ───────────────────────┴─ around the person, small ─ human synthesis net (§3.3) ─ matte, colour,
+                                               shade, and a flow if asked for
+    the moved parts, corrected, over the shaded plate (Eq. 2) ─ fusion net (§3.4), if asked for ─ colour
 
-Where it departs from the paper: the nets paint no pixels from nothing. The synthesis net bends the moved parts by a
-smooth flow, corrects the matte and the colours, and shades the plate; the fusion net, if there is one, corrects the
-colours of the whole. Both see only the person's surroundings, at a fixed number of pixels per metre of the body
+Where it departs from the paper: the nets paint no pixels from nothing. The synthesis net corrects the matte and the
+colours of the moved parts, shades the plate, and may bend the parts by a smooth flow; the fusion net corrects the colours
+of the whole. Flow and fusion net are off by default: learned from synthetic people, they made real ones worse. Both see only the person's surroundings, at a fixed number of pixels per metre of the body
 (`DanceConfig.density`), so that a person looks alike to them in every video; they end in zero-initialised layers: a
 network that has learnt nothing shows the moved parts on the plate. A matte takes the place of the paper's chroma key.
 """
@@ -37,8 +37,13 @@ Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of what is drawn."""
 MIRRORED_MAPS = (*MIRROR_PART[:10], 10, 12, 11, 14, 13)
 """The channel of the pose maps that shows in a mirror what each channel shows."""
+SOFT = 0.75
+"""Middle weight of the filter, three pixels wide, that moved parts pass. References are the sharpest of many frames and
+scaled down; nobody filmed while moving is that sharp (without the filter: 1.05 times the true gradients)."""
 TRUSTED = ("flow", "matte", "colour", "shade", "fusion")
 """What `Dance.trust` weighs."""
+WORTH = 0.004
+"""By which share of the loss an answer has to help before it is trusted."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -52,7 +57,7 @@ class DanceConfig:
     depth    levels of the nets.
     fusion   channels of the fusion net's finest level; 0: there is none.
     window   poses whose maps the nets see, the current one last (DDG §4.2: K = 3).
-    flow     the largest residual flow, in metres.
+    flow     the largest residual flow, in metres; 0: there is none.
     colour   the largest correction of a colour, a share of it.
     """
 
@@ -61,8 +66,8 @@ class DanceConfig:
     depth: int = 4
     fusion: int = 0
     window: int = 1
-    flow: float = 0.08
-    colour: float = 0.4
+    flow: float = 0.0
+    colour: float = 0.2
 
 
 class DanceCondition(NamedTuple):
@@ -270,31 +275,35 @@ class Dance(RetargetModel):
         person, plate = (_shrunk(x, small) for x in (moved.person, moved.plate))
         answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
         flow, colour, shade = _calm(torch.cat([answer[:, :2], answer[:, 3:]], 1)).split((2, 3, 1), 1)
-        # Flow in fractions of the picture's sides, as `grid_sample` counts: two for the whole picture.
-        reach = answer.new_tensor([2 / small[1], 2 / small[0]])[:, None, None] * config.flow * config.density
         around = F.avg_pool2d(person, 5, 1, 2)
         # What is solid may not be cut open: that a person's clothes end between the legs is a prejudice of the corpus.
         change = torch.tanh(answer[:, 2:3])
         solid = ((person[:, 3:] - 0.5) * 2.5).clamp(0, 1)
         fields = [
-            self.trust[0] * reach * torch.tanh(flow),
             self.trust[1] * torch.where(change < 0, change * (1 - solid), change),
             self.trust[2] * config.colour * torch.tanh(colour),
             self.trust[3] * torch.tanh(shade),
             around[:, :3] / around[:, 3:].clamp_min(0.05),
         ]
-        touch = None
+        if config.flow:
+            reach = answer.new_tensor([2 / small[1], 2 / small[0]])[:, None, None] * config.flow * config.density
+            fields.append(self.trust[0] * reach * torch.tanh(flow))
         if self.fusion is not None:
-            rgb, matte = _corrected(person, plate, torch.cat(fields, 1))
-            touch = self.fusion(torch.cat([rgb, matte, plate, moved.maps.to(person)], 1)).float()
-            fields.append(self.trust[4] * config.colour * torch.tanh(_calm(touch)))
+            fields.append(self._fused(person, plate, moved.maps, torch.cat(fields, 1)))
         answer = torch.cat(fields, 1)
         if tuple(size) != tuple(small):
             answer = F.interpolate(answer, size, mode="bilinear", align_corners=False)
-        rgb, matte = _corrected(moved.person, moved.plate, answer[:, :10])
-        if touch is not None:
-            rgb = rgb + answer[:, 10:]
+        rgb, matte = _corrected(moved.person, moved.plate, answer[:, :8], answer[:, 8:10] if config.flow else None)
+        if self.fusion is not None:
+            rgb = rgb + answer[:, -3:]
         return rgb, matte
+
+    def _fused(self, person: Tensor, plate: Tensor, maps: Tensor, answer: Tensor) -> Tensor:
+        """What the fusion net adds to the whole (§3.4), (B, 3, h, w)."""
+        assert self.fusion is not None
+        rgb, matte = _corrected(person, plate, answer[:, :8], answer[:, 8:10] if self.config.flow else None)
+        touch = self.fusion(torch.cat([rgb, matte, plate, maps.to(person)], 1)).float()
+        return self.trust[4] * self.config.colour * torch.tanh(_calm(touch))
 
     def settle(self, score: Callable[[], float]) -> None:
         """How far the nets are trusted, each answer by itself: what fits this person's own pictures best.
@@ -309,35 +318,44 @@ class Dance(RetargetModel):
                 tried[values] = score()
             return tried[values]
 
-        count = len(TRUSTED) - (self.fusion is None)
-        rest = (0.0,) * (len(TRUSTED) - count)
-        best = min(((1.0,) * count + rest, (0.5,) * count + rest, (0.0,) * len(TRUSTED)), key=at)
+        there = (bool(self.config.flow), True, True, True, self.fusion is not None)
+        best = (0.0,) * len(TRUSTED)
         for _ in range(2):
-            for i in range(count):
-                best = min(((*best[:i], v, *best[i + 1 :]) for v in (best[i], 0.0, 0.25, 0.5, 0.75, 1.0)), key=at)
+            for i in (i for i, is_there in enumerate(there) if is_there):
+                other = min(((*best[:i], v, *best[i + 1 :]) for v in (0.0, 0.25, 0.5, 0.75, 1.0)), key=at)
+                # A handful of pictures proves little: trust has to be earned.
+                if at(other) < at(best) * (1 - WORTH):
+                    best = other
         self.trust.copy_(self.trust.new_tensor(best))
 
     def tunable(self, identity: DanceIdentity) -> Iterable[nn.Parameter]:
         return self.parameters()
 
 
-def _corrected(person: Tensor, plate: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-    """Moved parts (B, 4, H, W) over a plate (B, 3, H, W), corrected by fields (B, 10, H, W): flow, matte, colour,
-    shade, colours for where the corrected matte reaches beyond the moved parts.
+def _corrected(person: Tensor, plate: Tensor, fields: Tensor, flow: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Moved parts (B, 4, H, W) over a plate (B, 3, H, W), corrected.
+
+    By fields (B, 8, H, W): matte, colour, shade, and colours for where the corrected matte reaches beyond the moved
+    parts; and by a flow (B, 2, H, W) as `_bent` takes it.
 
     Colours and plate are multiplied, as light is: the same correction is small on black cloth and large on white.
     """
-    flow, change, colour, shade, around = fields.split((2, 1, 3, 1, 3), 1)
-    height, width = person.shape[2:]
-    y = (torch.arange(height, device=person.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
-    x = (torch.arange(width, device=person.device, dtype=torch.float32) + 0.5) * (2 / width) - 1
-    grid = torch.stack([flow[:, 0] + x, flow[:, 1] + y[:, None]], -1)
-    bent = F.grid_sample(person, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    change, colour, shade, around = fields.split((1, 3, 1, 3), 1)
+    bent = person if flow is None else _bent(person, flow)
     rgb, alpha = bent[:, :3], bent[:, 3:]
     matte = (alpha + change).clamp(0, 1)
     kept = (matte / torch.where(alpha > 0, alpha, 1)).clamp_max(1)
     rgb = rgb * kept + (matte - alpha).clamp_min(0) * around
     return rgb * (1 + colour) + (1 - matte) * plate * (1 + shade), matte
+
+
+def _bent(x: Tensor, flow: Tensor) -> Tensor:
+    """(B, C, H, W) through a flow in halves of its width and height."""
+    height, width = x.shape[2:]
+    down = (torch.arange(height, device=x.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
+    right = (torch.arange(width, device=x.device, dtype=torch.float32) + 0.5) * (2 / width) - 1
+    grid = torch.stack([flow[:, 0] + right, flow[:, 1] + down[:, None]], -1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _calm(x: Tensor) -> Tensor:
@@ -348,7 +366,14 @@ def _calm(x: Tensor) -> Tensor:
 def _moved(person: Person, layout: parts.Layout, size: tuple[int, int], zoom: float) -> tuple[Tensor, Tensor]:
     level = person.levels[0 if zoom > 0.75 else 1 if zoom > 0.375 else 2]
     rgb, alpha, _ = parts.render(level, layout, size, zoom=zoom)
-    return rgb, alpha
+    both = torch.cat([rgb, alpha])[None]
+    edge = (1 - SOFT) / 2
+    kernel = both.new_tensor([edge, SOFT, edge])
+    for shape in ((1, 1, 3, 1), (1, 1, 1, 3)):
+        both = F.conv2d(
+            both, kernel.view(shape).expand(4, 1, *shape[2:]), padding=(shape[2] // 2, shape[3] // 2), groups=4
+        )
+    return both[0, :3], both[0, 3:]
 
 
 def _plate(person: Person, condition: DanceCondition, item: int) -> Tensor:

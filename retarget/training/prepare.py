@@ -157,7 +157,10 @@ def _table(options: PrepareOptions, paths: Sequence[Path]) -> dict[Path, dict[st
     if options.table is not None:
         try:
             with open(options.table, newline="", encoding="utf-8") as file:
-                rows = {row["clip"]: row for row in csv.DictReader(file)}
+                table = csv.DictReader(file)
+                if "clip" not in (table.fieldnames or ()):
+                    raise KeyError("clip")
+                rows = {row["clip"]: row for row in table}
         except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(
                 f"{options.table} is not a table of clips ({type(error).__name__}: {error}).",

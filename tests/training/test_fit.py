@@ -112,7 +112,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def run(model, objective=None, source=None, compute=None, **changes):
-    extra = {k: changes.pop(k) for k in ("validate", "on_step", "checkpoint", "resume") if k in changes}
+    extra = {k: changes.pop(k) for k in ("validate", "on_step", "checkpoint", "resume", "share") if k in changes}
     options = replace(FitOptions(steps=20, rate=0.05, validate_every=5), **changes)
     return fit(
         model,
@@ -279,6 +279,69 @@ def test_the_scaler_may_lower_its_scale_first():
     skipped = [torch.equal(a["mix.weight"], b["mix.weight"]) for a, b in pairwise(seen)]
     assert skipped[:5] == [True] * 5
     assert not any(skipped[-5:])
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def test_gradients_are_shared_before_anything_is_made_of_them():
+    """As if another process had the opposite gradients half of the time: nothing moves then."""
+    model, seen = Linear(), []
+
+    def share(gradients):
+        seen.append([tuple(g.shape) for g in gradients])
+        if len(seen) % 2:
+            for g in gradients:
+                g.zero_()
+
+    moves = [weights(model)]
+    run(model, steps=2, betas=(0.0, 0.0), share=share, on_step=lambda n, f: moves.append(weights(model)))
+    assert seen == [[tuple(p.shape) for p in model.mix.parameters()]] * 2
+    assert same(moves[0], moves[1] | {"calls": moves[0]["calls"]})
+    assert not torch.equal(moves[1]["mix.weight"], moves[2]["mix.weight"])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_not_finite_elsewhere_is_discarded_here(own):
+    """All processes must judge alike: also the one whose own loss is finite, and the one whose loss is not must ask."""
+    model, seen, asked = Linear(), [], []
+
+    def share(gradients):
+        asked.append(all(g.isfinite().all() for g in gradients))
+        if len(asked) == 4:
+            for g in gradients:
+                g += torch.nan
+
+    source = poisoned({4}) if own else batches()
+    result = run(model, source=source, share=share, on_step=lambda n, f: seen.append(model.mix.weight.clone()))
+    assert len(asked) == 20
+    assert asked[3] != own
+    assert torch.equal(seen[3], seen[2])
+    assert not torch.equal(seen[4], seen[3])
+    assert result.notes == ("Step 4: the loss or its gradient was not finite; it was discarded.",)
+
+
+def test_scalers_of_all_processes_stay_alike():
+    @dataclass(frozen=True)
+    class Scaled(Cpu):
+        def scaler(self):
+            return torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    model, asked, states = Linear(), [], []
+
+    def share(gradients):
+        asked.append(None)
+        if len(asked) == 4:  # another one's are too large
+            for g in gradients:
+                g += torch.inf
+
+    run(
+        model, compute=Scaled(), share=share, on_step=lambda n, f: states.append(weights(model)),
+        checkpoint=lambda s: states[-1].update(scale=s.generator.scaler.get_scale()),
+    )  # fmt: skip
+    assert all(s["mix.weight"].isfinite().all() for s in states)
+    assert torch.equal(states[3]["mix.weight"], states[2]["mix.weight"])
+    assert [s["scale"] for s in states[2:4]] == [2**10, 2**9]
 
 
 def test_several_in_a_row_stop_with_the_best_so_far():

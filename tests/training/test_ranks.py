@@ -118,7 +118,7 @@ def ran(corpus_folder: Path, ready: Path) -> Path:
     assert module.train(corpus, out / "parts", PRETRAIN).finished
 
     # Forgetting what there was.
-    module.train(corpus, out / "again", replace(META, seed=3))
+    module.train(corpus, out / "again", replace(META, rate=1e-3))
     module.train(corpus, out / "again", META, restart=True)
 
     # What is not finite for one process is discarded by all.
