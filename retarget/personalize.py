@@ -249,7 +249,7 @@ def fine_tune(
     how = FitOptions(options.steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
     model.to(compute.device).eval()
     objective.to(compute.device)
-    model.settle(lambda: lessons.score(objective))
+    settled = model.settle(lambda: lessons.score(objective))
     before = lessons.measure()
     progress.stage("Fine-tuning", options.steps)
     result = adapt(
@@ -264,4 +264,4 @@ def fine_tune(
         f"{before['fg_psnr']:.2f} → {after['fg_psnr']:.2f} dB, SSIM {before['fg_ssim']:.3f} → {after['fg_ssim']:.3f} "
         f"(step {result.best_step} of {result.steps} was the best)."
     )
-    return {f"{k}_before": v for k, v in before.items()} | after | {"best_step": float(result.best_step)}
+    return {f"{k}_before": v for k, v in before.items()} | after | {"best_step": float(result.best_step)} | settled

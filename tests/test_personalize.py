@@ -18,6 +18,7 @@ from retarget import folders, weights
 from retarget import personalize as public
 from retarget.avatar import Avatar, avatar_names
 from retarget.errors import DeviceError, InputError, UsageError, VideoError, WeightsError
+from retarget.lessons import adapt
 from retarget.models import MODELS, build
 from retarget.models.dance import Dance
 from retarget.personalize import PersonalizeOptions, check, expand, gather
@@ -125,6 +126,22 @@ def test_with_fine_tuning(me, known):
     model.load_state_dict({k: torch.from_numpy(v) for k, v in avatar.state().items()})
 
 
+def test_nothing_learned_can_learn(me, known, monkeypatch):
+    """From `random`, T steps move the nets, and their answers count."""
+    known(3)
+    moved: list[bool] = []
+
+    def watched(model: Any, *args: Any, **how: Any) -> Any:
+        result = adapt(model, *args, **how | {"validate": None})  # the last step is kept, good or bad
+        moved.append(not model.untrained)
+        return result
+
+    monkeypatch.setattr("retarget.lessons.adapt", watched)
+    avatar = public(me, steps=3, device="cpu", init="random")
+    assert moved == [True]
+    assert (avatar.state()["trust"] == 1).all()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_references_can_be_fine_tuned_with(me, known, count):
     known(count)
@@ -187,10 +204,10 @@ def trained(seed: int, **config: Any) -> Dance:
 
 
 def holds(avatar: Avatar, model: Dance) -> bool:
-    """Whether the avatar's network is this one, as half precision keeps it."""
+    """Whether the avatar's network is this one, as half precision keeps it; how far it is trusted is the person's."""
     state = avatar.state()
     return set(state) == set(model.state_dict()) and all(
-        np.array_equal(state[k], t.half().float().numpy()) for k, t in model.state_dict().items()
+        np.array_equal(state[k], t.half().float().numpy()) for k, t in model.state_dict().items() if k != "trust"
     )
 
 
@@ -230,7 +247,21 @@ def test_weights_of_a_training_run(me, known, tmp_path, steps):
     assert avatar.meta.options["init"] == str(path)
     if steps == 0:
         assert holds(avatar, model)
+    assert set(avatar.meta.quality) >= {"fg_psnr", "fg_psnr_before"}
     build("dance", avatar.meta.config).load_state_dict({k: torch.from_numpy(v) for k, v in avatar.state().items()})
+
+
+def test_nets_that_are_wrong_about_a_person_are_not_trusted(me, known, tmp_path):
+    """Whatever was trained, an avatar is no worse for it than one of nothing learned."""
+    known(3)
+    model, path = trained(0), tmp_path / "run.safetensors"
+    torch.nn.init.normal_(model.synthesis.last.weight, 0, 2.0)
+    weights.save_file(path, model.state_dict(), "dance", {})
+    avatar = public(me, steps=0, device="cpu", init=str(path))
+    assert avatar.state()["trust"].max() < 1
+    plain = public(me, steps=1, device="cpu", init="random")  # before its step: nothing learned
+    assert (plain.state()["trust"] == 1).all()
+    assert avatar.meta.quality["fg_psnr"] > plain.meta.quality["fg_psnr_before"] - 1.0
 
 
 def test_shipped_weights(me, known, shipped):

@@ -153,12 +153,16 @@ class RetargetModel(nn.Module, ABC):
         """For pretraining: the same pair as another person in another light might give it; from `ahead` only."""
         return pair
 
-    def settle(self, score: Callable[[], float]) -> None:
+    def settle(self, score: Callable[[], float]) -> dict[str, float]:
         """Before fine-tuning: choose by trial what no gradient moves.
 
         Args:
             score: how badly the model of now reproduces the person's own pictures; lower is better.
+
+        Returns:
+            What was chosen, by name.
         """
+        return {}
 
     @abstractmethod
     def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:

@@ -8,8 +8,9 @@ The paper's two stages, with moved pixels carrying all fine detail:
     the moved parts, corrected, over the shaded plate (Eq. 2) ─ fusion net (§3.4), if asked for ─ colour
 
 Where it departs from the paper: the nets paint no pixels from nothing. The synthesis net corrects the matte and the
-colours of the moved parts, shades the plate, and may bend the parts by a smooth flow; the fusion net corrects the colours
-of the whole. Flow and fusion net are off by default: learned from synthetic people, they made real ones worse. Both see only the person's surroundings, at a fixed number of pixels per metre of the body
+colours of the moved parts, shades the plate, and may bend the parts by a smooth flow; the fusion net corrects the
+colours of the whole. Flow and fusion net are off by default: learned from synthetic people, the flow made real ones
+worse. The nets see only the person's surroundings, at a fixed number of pixels per metre of the body
 (`DanceConfig.density`), so that a person looks alike to them in every video; they end in zero-initialised layers: a
 network that has learnt nothing shows the moved parts on the plate. A matte takes the place of the paper's chroma key.
 """
@@ -305,11 +306,13 @@ class Dance(RetargetModel):
         touch = self.fusion(torch.cat([rgb, matte, plate, maps.to(person)], 1)).float()
         return self.trust[4] * self.config.colour * torch.tanh(_calm(touch))
 
-    def settle(self, score: Callable[[], float]) -> None:
+    def settle(self, score: Callable[[], float]) -> dict[str, float]:
         """How far the nets are trusted, each answer by itself: what fits this person's own pictures best.
 
         Nets that know synthetic people only may be wrong about a real one; then moved pixels are left as they are.
         """
+        if self.untrained:  # what says nothing yet can only be judged when it has learned from this person
+            return {}
         tried = {}
 
         def at(values: tuple[float, ...]) -> float:
@@ -327,6 +330,7 @@ class Dance(RetargetModel):
                 if at(other) < at(best) * (1 - WORTH):
                     best = other
         self.trust.copy_(self.trust.new_tensor(best))
+        return {f"trust_{name}": value for name, value, used in zip(TRUSTED, best, there, strict=True) if used}
 
     def tunable(self, identity: DanceIdentity) -> Iterable[nn.Parameter]:
         return self.parameters()
@@ -370,9 +374,9 @@ def _moved(person: Person, layout: parts.Layout, size: tuple[int, int], zoom: fl
     edge = (1 - SOFT) / 2
     kernel = both.new_tensor([edge, SOFT, edge])
     for shape in ((1, 1, 3, 1), (1, 1, 1, 3)):
-        both = F.conv2d(
-            both, kernel.view(shape).expand(4, 1, *shape[2:]), padding=(shape[2] // 2, shape[3] // 2), groups=4
-        )
+        # Whoever is cut off by the picture's border is as solid there as before it.
+        around = (shape[3] // 2, shape[3] // 2, shape[2] // 2, shape[2] // 2)
+        both = F.conv2d(F.pad(both, around, "replicate"), kernel.view(shape).expand(4, 1, *shape[2:]), groups=4)
     return both[0, :3], both[0, 3:]
 
 
