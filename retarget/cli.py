@@ -499,7 +499,7 @@ def avatars_import(
 @weights.command("list")
 def weights_list(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
     """Which weights there are, and whether they are on this machine."""
-    from .weights import NONE_SHIPPED, entries, is_here
+    from .weights import entries, is_here
 
     console = _console(ctx)
     lines = entries()
@@ -510,8 +510,6 @@ def weights_list(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -
     columns = ("name", "kind", "size", "licence", "corpus", "here")
     text_rows = [{**row, "here": "yes" if row["here"] else "no"} for row in rows]
     console.table({c: c for c in columns}, rows if console.json else text_rows, "There are no weights.")
-    if not any(line.kind == "model" for line in lines):
-        console.note(NONE_SHIPPED)
 
 
 @weights.command("pull")
@@ -522,13 +520,11 @@ def weights_pull(
     quiet: Quiet = False,
 ) -> None:
     """Download weights, and verify them."""
-    from .weights import NONE_SHIPPED, entries, pull
+    from .weights import pull
 
     console = _console(ctx)
     for line, path in pull(name, progress=console):
         console.result({"name": line.name, "path": str(path), "sha256": line.sha256}, f"{line.name}: {path}")
-    if name is None and not any(line.kind == "model" for line in entries()):
-        console.note(NONE_SHIPPED)
 
 
 @weights.command("verify")

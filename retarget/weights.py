@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA: Final = 1
-NONE_SHIPPED: Final = "No pretrained weights are shipped with this version; dance starts from the moved pixels."
 CHUNK: Final = 1 << 20
 ENTRY: Final = {"meta": "{}", "pretrain": "{}-pretrain"}
 """What the weights of a model are called in the manifest."""

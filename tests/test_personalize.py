@@ -258,7 +258,9 @@ def test_nets_that_are_wrong_about_a_person_are_not_trusted(me, known, tmp_path)
     torch.nn.init.normal_(model.synthesis.last.weight, 0, 2.0)
     weights.save_file(path, model.state_dict(), "dance", {})
     avatar = public(me, steps=0, device="cpu", init=str(path))
-    assert avatar.state()["trust"].max() < 1
+    trust = avatar.state()["trust"]
+    assert trust.max() < 1
+    assert [avatar.meta.quality[f"trust_{name}"] for name in ("matte", "colour", "shade")] == trust[1:4].tolist()
     plain = public(me, steps=1, device="cpu", init="random")  # before its step: nothing learned
     assert (plain.state()["trust"] == 1).all()
     assert avatar.meta.quality["fg_psnr"] > plain.meta.quality["fg_psnr_before"] - 1.0

@@ -106,6 +106,8 @@ def stacked(items: Sequence[Any]) -> Any:
 class RetargetModel(nn.Module, ABC):
     """A network that draws a known person in given poses."""
 
+    config: Any
+    """A frozen dataclass: what `models.build` was given, complete."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors in 0..1 and needs no identity: training keeps it
     on the disk. None: it is made anew each time."""

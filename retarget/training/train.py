@@ -202,6 +202,11 @@ class _Training:
         rng = np.random.default_rng(options.seed)
         self.shown = [query.pair(i % len(query), rng) for i in range(32)]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the network, complete: defaults may change."""
+        return asdict(self.model.config)
+
     def result(self) -> dict[str, Tensor]:
         """All weights by the names that a file of weights has."""
         critics = {k: t for k, t in self.objective.state_dict().items() if k.startswith(CRITICS)}
@@ -270,11 +275,11 @@ class _Pretraining(_Training):
         for note in done.notes:
             self.progress.warn(note)
         if not last and kept is None:
-            run.keep(self.result(), options.model, options.config)
+            run.keep(self.result(), options.model, self.config)
         return Trained(run.folder / "weights.safetensors", done.steps, done.steps >= options.steps, figures)
 
     def save(self, state: FitState) -> None:
-        self.run.save(state.state_dict(), self.result(), self.options.model, self.options.config)
+        self.run.save(state.state_dict(), self.result(), self.options.model, self.config)
         self.model.eval()
         self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
         self.model.train()
@@ -395,7 +400,7 @@ class _Reptile(_Training):
 
     def save(self, step: int) -> None:
         state = {f"meta.{i}": t.detach().cpu().contiguous().clone() for i, t in enumerate(self.moving())}
-        self.run.save(state | {"step": step}, self.result(), self.options.model, self.options.config)
+        self.run.save(state | {"step": step}, self.result(), self.options.model, self.config)
         self.model.eval()
         self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
 
@@ -404,9 +409,10 @@ def load(path: Path, options: TrainOptions, model: RetargetModel, objective: Obj
     """Start from the weights of another run. Raises WeightsError when they do not fit."""
     from .. import weights
     from ..errors import WeightsError
+    from ..models import build
 
     tensors, name, config = weights.load_file(path)
-    if name != options.model or config != dict(options.config):
+    if name != options.model or build(name, config).config != model.config:
         raise WeightsError(
             f"{path} holds weights of {name} with {config or 'its own configuration'}.",
             "Use the --model and --config that it was made with.",

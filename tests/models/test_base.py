@@ -60,7 +60,7 @@ def test_a_model_need_not_draw_anything_ahead():
     assert same[2] is truth
     pair = Batch(condition, identity, None, truth)
     assert model.varied(pair, torch.Generator()) is pair
-    model.settle(lambda: 1.0)  # has nothing to choose
+    assert model.settle(lambda: 1.0) == {}  # has nothing to choose
 
 
 # ------------------------------------------------------------------------------------------------ batches

@@ -369,7 +369,7 @@ def test_trust_is_what_fits_best(request, name, there, best):
         asked.append(tuple(model.trust.tolist()))
         return float((model.trust - wanted)[there].square().sum())
 
-    model.settle(score)
+    assert model.settle(score) == {f"trust_{TRUSTED[i]}": best[i] for i in there}
     assert torch.equal(model.trust[there], wanted[there])
     assert all(model.trust[i] == 0 for i in range(5) if i not in there)
     assert len(asked) == len(set(asked)) < 60  # nothing is tried twice
@@ -384,7 +384,7 @@ def test_trust_has_to_be_earned(learnt):
 
 
 def test_nets_that_say_nothing_stay_trusted(both):
-    both.settle(lambda: 1.0)
+    assert both.settle(lambda: 1.0) == {}
     assert (both.trust == 1).all()  # else no step of fine-tuning could move them
 
 

@@ -202,7 +202,7 @@ def test_exact_mattes_are_the_truth(corpus, monkeypatch):
 def test_a_short_clip_leaves_something_to_learn(film, tmp_path):
     """K may be as large as a clip, and clips of a person need not have one size."""
     paths = [film.shoot(tmp_path, "x_a", count=6), film.shoot(tmp_path, "y_a", 1, count=7)]
-    paths.append(film.shoot(tmp_path, "y_b", 2, count=30, size=(160, 160)))
+    paths.append(film.shoot(tmp_path, "y_b", 2, count=12, size=(160, 160)))
     prepare(paths, tmp_path / "corpus", PrepareOptions(side=64, fps=5, val=0))
     corpus = Corpus(tmp_path / "corpus")
     for person, clips in corpus.persons("train").items():
