@@ -254,7 +254,8 @@ def pictures(
     state, condition, before = None, None, None
     scene: Image | None = None
     if transparent:
-        identity = model.before(identity, torch.zeros(1, 3, 8, 8, device=compute.device))
+        # Before black, of which no shading leaves anything on the person.
+        identity = model.before(identity, torch.full((1, 3, 8, 8), -1.0, device=compute.device))
     for t in range(len(track)):
         if plates is not None:
             plate = next(plates)
@@ -276,8 +277,7 @@ def pictures(
             if transparent:
                 assert frame.matte is not None
                 matte = frame.matte[0].float()
-                # The scene was grey (0): take it out again.
-                straight = (rgb - 127.5 * (1 - matte)) / matte.clamp_min(1 / 255)
+                straight = rgb / matte.clamp_min(1 / 255)
                 rgb = torch.cat([straight.clamp(0, 255), 255 * matte])
             image = rgb.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         yield image

@@ -22,6 +22,8 @@ from .types import PoseTrack
 
 JITTER = 0.004
 """Noise of the poses while training, as a fraction of the picture's short side: about the estimator's own."""
+LOSS = {"fg_psnr": 0.0, "fg_ssim": 0.001}
+"""How much of a figure a step may lose on the picture left out for the other's sake."""
 TRUTHS = 8
 """The most references that serve as truths; all are known to the others."""
 VARIANTS = 3
@@ -131,17 +133,19 @@ class Lessons:
     def validate(self) -> float:
         """How far the picture left out is from being reconstructed; lower is better.
 
-        The distance does not reward blur (`pyramid_loss`). Weights that lose PSNR or SSIM of the person against the
-        first call count as infinitely far.
+        By PSNR and SSIM of the person, a hundredth of SSIM being worth a fifth of a decibel. Weights that lose either
+        against the first call count as infinitely far. A person who cannot be measured is judged by `pyramid_loss`.
         """
         frame, truth = self._draw()
         figures = self._figures(frame, truth)
         self.first = self.first or figures
-        if any(figures[key] < self.first[key] for key in figures):
+        if not all(map(math.isfinite, figures.values())):
+            assert frame.matte is not None
+            assert truth.matte is not None
+            return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
+        if any(figures[key] < self.first[key] - LOSS[key] for key in figures):
             return math.inf
-        assert frame.matte is not None
-        assert truth.matte is not None
-        return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
+        return -figures["fg_psnr"] - 20 * figures["fg_ssim"]
 
     def measure(self) -> dict[str, float]:
         """PSNR and SSIM of the person in the picture left out."""

@@ -50,7 +50,7 @@ def cast(puppet, tmp_path_factory: pytest.TempPathFactory) -> Avatar:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETARGET_HOME", str(home))
         patch.setattr(module, "gather", lambda *_: gathered)
-        return module.personalize(home / "me.mp4", steps=0, device="cpu")
+        return module.personalize(home / "me.mp4", steps=0, init="random", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -456,6 +456,22 @@ def test_what_has_nothing_behind_can_be_laid_over_anything(cast, track):
         alpha = cut[..., 3:] / 255
         assert 0.05 < alpha.mean() < 0.5
         np.testing.assert_allclose(cut[..., :3] * alpha + scene * (1 - alpha), wanted, atol=2.5)
+
+
+def test_shading_the_scene_leaves_nothing_on_a_person_without_one(cast, track):
+    compute = device.choose("cpu", "fp32")
+    _, identity, _ = load(cast, compute)
+    shown = []
+    for shade in (0.0, -1.0, 1.0):
+        model = Dance(density=24, width=8, depth=2).eval()
+        model.synthesis.last.bias.data[6 * 4 :] = shade
+        model.synthesis.last.bias.data[2 * 4 : 3 * 4] = 0.1  # that it is asked even when it shades nothing
+        shown.append(next(pictures(model, identity, track, SIZE, compute, transparent=True)).astype(int))
+    plain, *shaded = shown
+    seen = plain[..., 3] > 10
+    assert ((plain[..., 3] > 10) & (plain[..., 3] < 200)).sum() > 50  # a soft rim
+    for picture in shaded:
+        assert np.abs(picture - plain)[seen].max() <= 1
 
 
 def test_pictures_come_one_by_one(cast, track):

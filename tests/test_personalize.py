@@ -211,10 +211,10 @@ def holds(avatar: Avatar, model: Dance) -> bool:
     )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Dance]], None]:
-    """Ships these models by the names that the manifest gives them."""
-    folder = tmp_path / "weights"
+    """Ships these models by the names that the manifest gives them; none until it is called."""
+    folder = tmp_path / "shipped weights"
     folder.mkdir()
 
     def ship(models: Mapping[str, Dance]) -> None:
@@ -231,6 +231,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mappin
         weights._read_manifest.cache_clear()
 
     monkeypatch.setattr(weights, "_folder", lambda: folder)
+    ship({})
     return ship
 
 
