@@ -37,7 +37,8 @@ from .prepare import alone
 Stage = Literal["pretrain", "meta"]
 Group = list[Batch]
 """One truth, drawn once or several times."""
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Part of the folder's name: to be raised when what is drawn changes, in `parts` or `RetargetModel.ahead`."""
 
 
 @dataclass(frozen=True)
