@@ -140,7 +140,8 @@ class Report(dict[str, Any]):
 
         Curves over K are those of the default T if it was measured, else of the largest; curves over T likewise.
         """
-        from .plots import curves, replace_file
+        from .folders import replace_file
+        from .plots import curves
 
         folder.mkdir(exist_ok=True)
         self.save_json(folder / "report.json")
@@ -150,7 +151,7 @@ class Report(dict[str, Any]):
 
     def save_json(self, path: Path) -> None:
         """Write all figures; the file appears when it is complete."""
-        from .plots import replace_file
+        from .folders import replace_file
 
         replace_file(path, (json.dumps(self, indent=2) + "\n").encode())
 

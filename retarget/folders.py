@@ -1,13 +1,25 @@
-"""Where things are kept on this machine."""
+"""Where things are kept on this machine, and how nobody gets in anybody's way there."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 from .errors import StorageError
 
 APP = "retarget"
+PATIENCE: Final = 60.0
+"""Seconds to wait for another process."""
+KEPT: Final = 14 * 24 * 3600.0
+"""Seconds for which unfinished work is kept."""
 
 
 def _home() -> Path | None:
@@ -54,6 +66,74 @@ def made(folder: Path) -> Path:
     if not writable:
         raise StorageError(f"The folder {folder} cannot be written.", _REMEDY)
     return folder
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, and move it into place."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, what: str, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Alone among all processes that lock the same path; the lock, `.NAME.lock` beside it, ends with the process.
+
+    Raises StorageError when another one has it for longer than `patience` seconds; `what` is the sentence's subject.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(made(path.parent) / f".{path.name}.lock", timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StorageError(
+            f"{what} is in use by another retarget for more than {patience:g} s.", "Wait until it has ended, or end it."
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{what} cannot be locked: {error.strerror or error}.", _REMEDY) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def work(kind: str, what: Mapping[str, Any], *, restart: bool = False, patience: float = PATIENCE) -> Iterator[Path]:
+    """A folder for unfinished work: found again by the same `what`, locked while in use, gone when the work is done.
+
+    Args:
+        kind: what is done, for people: the folder's name begins with it.
+        what: all that decides the result (hashes of contents rather than names), as JSON can hold it. Anything else
+            has another folder, so that what was made of other inputs or options is never mixed in.
+        restart: forget what is there.
+    """
+    told = json.dumps(what, sort_keys=True, indent=1)
+    folder = made(cache_dir() / "work") / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
+    with locked(folder, f"The unfinished work in {folder}", patience=patience):
+        if restart:
+            shutil.rmtree(folder, ignore_errors=True)
+        _forget_old(folder.parent)
+        made(folder)
+        if not (folder / "what.json").exists():
+            replace_file(folder / "what.json", told.encode())
+        os.utime(folder)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete unfinished work that nobody took up again."""
+    for path in folder.iterdir():
+        try:
+            if path.is_dir() and time.time() - path.stat().st_mtime > KEPT:
+                with locked(path, str(path), patience=0):
+                    shutil.rmtree(path, ignore_errors=True)
+        except (OSError, StorageError):
+            continue
 
 
 _REMEDY = "Make it writable, or set the environment variable RETARGET_HOME to a folder that is."

@@ -215,7 +215,7 @@ def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str 
         digest = weights.entry(entry).sha256
     model = build(name, config)
     try:
-        model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("critics.")})
+        model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)})
     except RuntimeError as error:
         raise WeightsError(
             f"These weights do not fit the model {name}: {str(error).splitlines()[-1].strip()}.", "Use others."
@@ -246,12 +246,14 @@ def fine_tune(
     # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
     vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
     objective = DanceObjective(0, LossWeights(w_rela=0), vgg=vgg)
-    how = FitOptions(options.steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, options.steps // 5)))
     model.to(compute.device).eval()
     objective.to(compute.device)
     settled = model.settle(lambda: lessons.score(objective))
+    # What is not trusted at all gets no gradient either: the steps would change nothing.
+    steps = 0 if settled and not any(settled.values()) else options.steps
+    how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
-    progress.stage("Fine-tuning", options.steps)
+    progress.stage("Fine-tuning", steps)
     result = adapt(
         model, objective, lessons.pairs, how, compute, parameters=model.tunable(lessons.identity),
         validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
@@ -262,6 +264,6 @@ def fine_tune(
     progress.note(
         f"Quality on {'a left-out frame' if lessons.left_out else 'the frame itself'}: person PSNR "
         f"{before['fg_psnr']:.2f} → {after['fg_psnr']:.2f} dB, SSIM {before['fg_ssim']:.3f} → {after['fg_ssim']:.3f} "
-        f"(step {result.best_step} of {result.steps} was the best)."
+        + (f"(step {result.best_step} of {result.steps} was the best)." if result.steps else "(nothing to learn).")
     )
     return {f"{k}_before": v for k, v in before.items()} | after | {"best_step": float(result.best_step)} | settled

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from .folders import replace_file
 
 Image = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -115,16 +115,6 @@ def save_png(path: Path, picture: Image) -> None:
     if not ok:
         raise ValueError(f"a picture of shape {picture.shape} cannot be a PNG")
     replace_file(path, data.tobytes())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, and move it into place."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ a chart's parts

@@ -28,6 +28,8 @@ SCHEMA: Final = 1
 CHUNK: Final = 1 << 20
 ENTRY: Final = {"meta": "{}", "pretrain": "{}-pretrain"}
 """What the weights of a model are called in the manifest."""
+CRITICS: Final = "critics."
+"""What the names of the critics' tensors begin with in a file of weights."""
 STALLS: Final = 3
 """How often in a row a transfer may break without a byte having come before `pull` gives up."""
 

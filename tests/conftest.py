@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retarget.types import Silent
+
 # As `retarget` sets it, which test modules import after torch: waiting threads that spin make torch ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -33,6 +35,26 @@ def example_me() -> Path:
 def example_dance() -> Path:
     """A synthetic person dancing: 480x640, 30 frames/s, 240 frames, AAC sound."""
     return EXAMPLES / "dance.mp4"
+
+
+class Counting(Silent):
+    """How far a stage got."""
+
+    def __init__(self) -> None:
+        self.total: int | None = None
+        self.done = 0
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        self.total = total
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.done += steps
+
+
+@pytest.fixture
+def counting() -> type[Counting]:
+    """A listener that counts."""
+    return Counting
 
 
 # ------------------------------------------------------------------------------------------------ a made-up person

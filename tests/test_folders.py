@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,3 +52,76 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="cannot be created") as error:
             folders.made(path)
         assert "RETARGET_HOME" in error.value.remedy
+
+
+# ------------------------------------------------------------------------------------------------ unfinished work
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from retarget import folders
+with folders.locked(Path(sys.argv[1]), "It"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the lock of tmp_path / "thing"."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "thing")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_whoever_comes_second_waits_and_is_told(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"^It is in use by another retarget for more than 0\.2 s\. Wait"),
+        folders.locked(tmp_path / "thing", "It", patience=0.2),
+    ):
+        raise AssertionError
+
+
+def test_a_killed_process_holds_no_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    holder.kill()
+    holder.wait()
+    with folders.locked(tmp_path / "thing", "It", patience=5):
+        pass
+
+
+def unfinished(**what: int) -> Path:
+    with suppress(ZeroDivisionError), folders.work("render", what) as folder:
+        (folder / "piece").write_text("x")
+        raise ZeroDivisionError
+    return folder
+
+
+def test_unfinished_work_is_found_again() -> None:
+    folder = unfinished(a=1)
+    with folders.work("render", {"a": 2}) as other:
+        assert not (other / "piece").exists()
+    assert not other.exists()
+    with folders.work("render", {"a": 1}) as again:
+        assert again == folder
+        assert (again / "piece").read_text() == "x"
+        assert json.loads((again / "what.json").read_text()) == {"a": 1}
+    assert not folder.exists()
+
+
+def test_unfinished_work_can_be_forgotten() -> None:
+    folder = unfinished(a=1)
+    with folders.work("render", {"a": 1}, restart=True) as again:
+        assert again == folder
+        assert not (again / "piece").exists()
+
+
+def test_old_unfinished_work_goes_unless_somebody_is_at_it() -> None:
+    long_ago = time.time() - folders.KEPT - 60
+    left = [unfinished(n=n) for n in range(2)]
+    for folder in left:
+        os.utime(folder, (long_ago, long_ago))
+    with folders.locked(left[0], "It"), folders.work("render", {"n": 2}):
+        assert [folder.exists() for folder in left] == [True, False]

@@ -21,7 +21,6 @@ from safetensors.numpy import save
 
 from retarget import weights
 from retarget.errors import InputError, WeightsError
-from retarget.types import Silent
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 DATA = save({"w": np.arange(300_000, dtype=np.float32)})
@@ -141,18 +140,6 @@ def manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
         return folder
 
     return write
-
-
-class Watched(Silent):
-    def __init__(self) -> None:
-        self.total: int | None = None
-        self.done = 0
-
-    def stage(self, title: str, total: int | None = None) -> None:
-        self.total = total
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.done += steps
 
 
 def kept(tmp_path: Path) -> list[str]:
@@ -362,12 +349,12 @@ def test_shipped_weights_fit_their_models() -> None:
 # The hub.
 
 
-def test_pull(manifest: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
+def test_pull(manifest: Callable[..., Path], hub: Hub, tmp_path: Path, counting: Any) -> None:
     manifest(entry())
     assert weights.at_hand("dance") is None
     assert not weights.is_here(weights.entry("dance"))
     assert weights.verify()[0][1] == "missing"
-    seen = Watched()
+    seen = counting()
     [(line, path)] = weights.pull(progress=seen)
     assert line.name == "dance"
     assert path.read_bytes() == DATA
@@ -387,10 +374,10 @@ def test_huggingface_hub_itself_finds_the_file(manifest: Callable[..., Path], hu
     assert Path(found) == path
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(manifest: Callable[..., Path], hub: Hub) -> None:
+def test_a_broken_transfer_goes_on_where_it_stopped(manifest: Callable[..., Path], hub: Hub, counting: Any) -> None:
     manifest(entry())
     hub.cut_after = [400_000, 300_000]
-    seen = Watched()
+    seen = counting()
     assert weights.find("dance", progress=seen).read_bytes() == DATA
     first, *later = hub.gets()
     assert first in (None, "bytes=0-")
@@ -418,11 +405,11 @@ def test_what_came_before_giving_up_is_not_fetched_again(
     assert kept(tmp_path) == sorted([SHA256, "dance.safetensors"])
 
 
-def test_a_server_without_ranges(manifest: Callable[..., Path], hub: Hub) -> None:
+def test_a_server_without_ranges(manifest: Callable[..., Path], hub: Hub, counting: Any) -> None:
     manifest(entry())
     hub.ranges = False
     hub.cut_after = [400_000]
-    seen = Watched()
+    seen = counting()
     assert weights.find("dance", progress=seen).read_bytes() == DATA
     assert seen.done == len(DATA)
 

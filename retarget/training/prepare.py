@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError, RetargetError, StorageError, UsageError
+from ..folders import replace_file
 from ..types import Progress, Silent
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def prepare(
     Raises:
         UsageError: no clips, options that cannot be, a person in both splits, a folder that holds a corpus made with
             other options.
-        InputError: a file that does not exist, or a table or an index that cannot be read.
+        InputError: a file that does not exist, a table or an index that cannot be read, or no clip that can be used.
         StorageError: the folder cannot be written.
     """
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -121,7 +122,15 @@ def prepare(
         "clips": [asdict(e) for e in sorted(done, key=lambda e: e.clip)],
         "left_out": sorted(left_out, key=lambda x: x["clip"]),
     }
-    _write(out / INDEX, json.dumps(index, indent=1).encode())
+    try:
+        replace_file(out / INDEX, json.dumps(index, indent=1).encode())
+    except OSError as error:
+        raise StorageError(f"{out / INDEX} cannot be written: {error.strerror}.", "Free some space.") from error
+    if not done:
+        raise InputError(
+            f"None of the {len(paths)} clips can be used; {left_out[0]['clip']}: {left_out[0]['reason']}",
+            "Give clips of one whole person before a still camera.",
+        )
     return index
 
 
@@ -204,13 +213,3 @@ def alone() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Free some space.") from error

@@ -26,6 +26,7 @@ from torch import Tensor
 from .. import __version__, metrics, plots, weights
 from ..device import Compute
 from ..errors import StorageError, UsageError, WeightsError
+from ..folders import replace_file
 from ..lessons import as_image
 from ..models.base import Batch, RetargetModel
 
@@ -84,7 +85,7 @@ class Run:
                         "Use another --out, or --restart.",
                     )
             elif writes:
-                _write(known, json.dumps({"version": __version__} | said, indent=1).encode())
+                replace_file(known, json.dumps({"version": __version__} | said, indent=1).encode())
         except OSError as error:
             raise StorageError(
                 f"{folder} cannot be written: {error.strerror}.", "Give --out another folder."
@@ -114,7 +115,7 @@ class Run:
                 raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
         self.lines = [line for line in self.lines if state and line["step"] <= state["step"]]
         if self.writes:
-            _write(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+            replace_file(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         return state
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -220,9 +221,3 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged.", "Use --restart, or another --out.") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)

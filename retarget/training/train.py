@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import weights
 from ..errors import UsageError
 from ..types import Progress, Silent
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from .ranks import Ranks
     from .run import Run, Trained
     from .tasks import Tasks
-
-CRITICS = "critics."
-"""What the names of the critics' tensors begin with in a file of weights."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class TrainOptions:
     draws      tasks drawn of each person.
     critic     whether critics judge, too.
     freeze     Reptile: critics learn within a task, but are not meta-learned.
-    side       short side of the training pictures.
+    side       short side of the pictures that Reptile's tasks are drawn at; pretraining takes the corpus's own.
     seed       of everything random.
     device, precision  see `device.choose`.
     """
@@ -209,7 +207,7 @@ class _Training:
 
     def result(self) -> dict[str, Tensor]:
         """All weights by the names that a file of weights has."""
-        critics = {k: t for k, t in self.objective.state_dict().items() if k.startswith(CRITICS)}
+        critics = {k: t for k, t in self.objective.state_dict().items() if k.startswith(weights.CRITICS)}
         return self.model.state_dict() | critics
 
     def pairs(self, step: int) -> Batch:
@@ -407,7 +405,6 @@ class _Reptile(_Training):
 
 def load(path: Path, options: TrainOptions, model: RetargetModel, objective: Objective) -> None:
     """Start from the weights of another run. Raises WeightsError when they do not fit."""
-    from .. import weights
     from ..errors import WeightsError
     from ..models import build
 
@@ -417,8 +414,8 @@ def load(path: Path, options: TrainOptions, model: RetargetModel, objective: Obj
             f"{path} holds weights of {name} with {config or 'its own configuration'}.",
             "Use the --model and --config that it was made with.",
         )
-    own = {k: t for k, t in tensors.items() if not k.startswith(CRITICS)}
-    critics = {k: t for k, t in tensors.items() if k.startswith(CRITICS)}
+    own = {k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)}
+    critics = {k: t for k, t in tensors.items() if k.startswith(weights.CRITICS)}
     try:
         model.load_state_dict(own)
         if critics and objective.critic_parameters():

@@ -177,8 +177,8 @@ def test_a_clip_that_became_useless_is_no_longer_in_the_corpus(film, tmp_path):
     prepare([path], tmp_path / "corpus", TINY)
     film.shoot(tmp_path, "x_a", 5)
     film.lost["x_a"] = list(range(8))
-    index = prepare([path], tmp_path / "corpus", TINY)
-    assert index["clips"] == []
+    with pytest.raises(InputError, match=r"^None of the 1 clips can be used; x_a: .+ Give clips"):
+        prepare([path], tmp_path / "corpus", TINY)
     assert Corpus(tmp_path / "corpus").entries == []
 
 
@@ -364,7 +364,8 @@ def test_a_bug_is_not_a_clip_that_is_left_out(film, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         prepare([path], tmp_path / "corpus", TINY)
     monkeypatch.setattr(packing, "pack", lambda *_: (_ for _ in ()).throw(VideoError("is broken.")))
-    assert prepare([path], tmp_path / "corpus", TINY)["left_out"] == [{"clip": "x_a", "reason": "is broken."}]
+    with pytest.raises(InputError, match=r"x_a: is broken\."):
+        prepare([path], tmp_path / "corpus", TINY)
 
 
 def test_reading_the_defaults_loads_nothing_heavy():

@@ -301,38 +301,26 @@ def test_a_model_that_draws_nothing_ahead_is_asked_each_time(corpus, tmp_path, m
 # ------------------------------------------------------------------------------------------------ filling
 
 
-class Counting(Silent):
-    def __init__(self) -> None:
-        self.total: int | None = None
-        self.done = 0
-
-    def stage(self, title: str, total: int | None = None) -> None:
-        self.total = total
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.done += steps
-
-
-def test_all_tasks_are_drawn_by_other_processes(tasks, tmp_path):
+def test_all_tasks_are_drawn_by_other_processes(tasks, tmp_path, counting):
     made = tasks(META, split="val", draws=2)
-    counting = Counting()
-    made.fill(counting, workers=1)
-    assert (counting.total, counting.done) == (2, 2)
+    seen = counting()
+    made.fill(seen, workers=1)
+    assert (seen.total, seen.done) == (2, 2)
     names = sorted(p.name for p in made.folder.iterdir())
     assert names == ["dora-0.safetensors", "dora-1.safetensors"]
     here = make(Dance(**SMALL), made.corpus, made.persons["dora"], 1, META)
     assert same(made[1], here, within=1.01 / 255)
 
 
-def test_only_what_is_missing_is_drawn(tasks, drawn, at_once):
+def test_only_what_is_missing_is_drawn(tasks, drawn, at_once, counting):
     made = tasks(META)
     made[1]
     drawn["known"].clear()
-    counting = Counting()
-    made.fill(counting)
-    assert (counting.total, counting.done) == (2, 2)
+    seen = counting()
+    made.fill(seen)
+    assert (seen.total, seen.done) == (2, 2)
     assert {name[:4] for name, _ in drawn["known"]} == {"anna", "carl"}
-    again = Counting()
+    again = counting()
     made.fill(again)
     assert (again.total, again.done) == (None, 0)
     assert len(drawn["known"]) == 2

@@ -27,7 +27,7 @@ from retarget.training.fit import FitOptions
 from retarget.training.prepare import PrepareOptions, prepare
 from retarget.training.run import Run, Trained
 from retarget.training.tasks import TaskOptions, Tasks
-from retarget.training.train import CRITICS, TrainOptions, check, load, train
+from retarget.training.train import TrainOptions, check, load, train
 from retarget.types import Silent
 
 SMALL: dict[str, Any] = {"density": 24, "width": 8, "depth": 2}
@@ -157,7 +157,7 @@ def test_what_a_run_leaves(corpus_folder, tmp_path, options, critic):
     tensors, name, config = weights.load_file(out / "weights.safetensors")
     assert (name, config) == ("dance", asdict(build("dance", SMALL).config))
     assert {t.dtype for t in tensors.values()} == {torch.float16}
-    own = {k: t.float() for k, t in tensors.items() if not k.startswith(CRITICS)}
+    own = {k: t.float() for k, t in tensors.items() if not k.startswith(weights.CRITICS)}
     model = build(name, config)
     model.load_state_dict(own)
     assert bool(set(tensors) - set(own)) == critic
@@ -340,9 +340,9 @@ def test_a_run_starts_from_another(corpus_folder, tmp_path):
     # Critics that are not asked for are left behind, and new ones are made when there are none.
     alone = replace(META, steps=1, init=str(first.weights))
     train(corpus_folder, tmp_path / "third", alone)
-    assert not any(k.startswith(CRITICS) for k in kept(tmp_path / "third"))
+    assert not any(k.startswith(weights.CRITICS) for k in kept(tmp_path / "third"))
     train(corpus_folder, tmp_path / "fourth", replace(options, init=str(tmp_path / "third" / "weights.safetensors")))
-    assert any(k.startswith(CRITICS) for k in kept(tmp_path / "fourth"))
+    assert any(k.startswith(weights.CRITICS) for k in kept(tmp_path / "fourth"))
 
 
 def test_weights_that_do_not_fit(corpus_folder, tmp_path):
@@ -375,7 +375,7 @@ def test_weights_that_do_not_fit(corpus_folder, tmp_path):
 def test_critics_come_back(tmp_path):
     torch.manual_seed(0)
     model, objective = build("dance", SMALL), DanceObjective(15, LossWeights())
-    critics = {k: t for k, t in objective.state_dict().items() if k.startswith(CRITICS)}
+    critics = {k: t for k, t in objective.state_dict().items() if k.startswith(weights.CRITICS)}
     assert critics
     path = tmp_path / "w.safetensors"
     weights.save_file(path, model.state_dict() | critics, "dance", SMALL)
@@ -457,7 +457,7 @@ def test_frozen_critics_stay_as_they_were(corpus_folder, tmp_path, freeze):
     options = replace(META, steps=2, critic=True, freeze=freeze)
     train(corpus_folder, tmp_path / "run", options)
     _, objective = start(options)
-    critics = {k: t for k, t in kept(tmp_path / "run").items() if k.startswith(CRITICS)}
+    critics = {k: t for k, t in kept(tmp_path / "run").items() if k.startswith(weights.CRITICS)}
     assert critics.keys() == objective.state_dict().keys()
     assert freeze == all(torch.equal(t, objective.state_dict()[k].half()) for k, t in critics.items())
 
