@@ -1,7 +1,8 @@
 """The scene behind the person: mattes, the empty plate, camera shake. NumPy and OpenCV; no learning.
 
 A plate is the masked temporal median of the clip (Dance Dance Generation §3.4 averages; the median also forgets passing
-shadows), on frames aligned to the first one, with the places that were never seen filled from their surroundings.
+shadows), on frames aligned to where the camera stood last, with the places that were never seen filled from their
+surroundings.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from .types import Array, Image
 
-SHAKE = 0.004
+SHAKE = 0.002
 """Camera motion (fraction of the picture's diagonal) below which frames are used as they are."""
 MOVING = 0.03
 """Camera motion above which one plate cannot show the scene any more."""
+_REST = np.eye(2, 3, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> 
     x, y = corners[:, 0].astype(int).T
     soft = [cv2.GaussianBlur(g, (0, 0), 1.5).astype(np.int16) for g in grey]
     if np.median(np.abs(soft[0] - soft[1])[y, x]) < 3:
-        return None, False
+        return _REST, False
     follow: Any = cv2.calcOpticalFlowPyrLK  # its stub does not know that the result may be left out
     moved, ok, _ = follow(grey[0], grey[1], corners, None, winSize=(21, 21), maxLevel=4)
     back, ok2, _ = follow(grey[1], grey[0], moved, None, winSize=(21, 21), maxLevel=4)
@@ -225,21 +227,21 @@ def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
         masks: N coarse person masks (H, W) float32 in 0..1.
     """
     h, w = frames[0].shape[:2]
-    diagonal = float(np.hypot(h, w))
     reach = max(3, round(0.02 * h))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     person = [cv2.dilate((m > 0.15).astype(np.uint8), kernel) > 0 for m in masks]
-    corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]], np.float32)
     anchor = len(frames) // 2
-    stack, free, moves = [], [], []
-    for frame, mine in zip(frames, person, strict=True):
-        matrix, lost = camera_motion(frames[anchor], frame, person[anchor] | mine)
-        shift = 0.0 if matrix is None else float(np.abs(corners @ matrix.T - corners[:, :2]).max()) / diagonal
-        moves.append(2 * MOVING if lost else shift)
-        if matrix is not None and shift > SHAKE:
-            still = cv2.warpAffine(frame, matrix, (w, h), flags=cv2.INTER_LINEAR)
-            stack.append(np.asarray(still, np.uint8))
-            free.append(cv2.warpAffine(mine.astype(np.uint8), matrix, (w, h), borderValue=(1,)) == 0)
+    found = [camera_motion(frames[anchor], f, person[anchor] | mine) for f, mine in zip(frames, person, strict=True)]
+    moves = [2 * MOVING if lost else _shift(matrix, w, h) for matrix, lost in found]
+    # Frames in the middle have the most in common with the others; a camera that drifts is shown where it ended up.
+    last = next((matrix for matrix, _ in reversed(found) if matrix is not None), _REST)
+    back = np.asarray(cv2.invertAffineTransform(last), np.float32)
+    stack, free = [], []
+    for frame, mine, (matrix, _) in zip(frames, person, found, strict=True):
+        onto = _then(_REST if matrix is None else matrix, back)
+        if _shift(onto, w, h) > SHAKE:
+            stack.append(np.asarray(cv2.warpAffine(frame, onto, (w, h), flags=cv2.INTER_LINEAR), np.uint8))
+            free.append(cv2.warpAffine(mine.astype(np.uint8), onto, (w, h), borderValue=(1,)) == 0)
         else:
             stack.append(frame)
             free.append(~mine)
@@ -260,6 +262,29 @@ def make_plate(frames: Sequence[Image], masks: Sequence[Array]) -> Plate:
     wide = cv2.dilate(rare, kernel) > 0
     image = fill_holes(image, wide & (seen < 0.15) if len(frames) > 2 else wide)
     return Plate(image, seen, float(np.quantile(moves, 0.9)))
+
+
+def seen_from(plate: Plate, frame: Image, mask: Array) -> Plate:
+    """`plate` as the camera saw it that took `frame` (H, W, 3), in which a person covers `mask` (H, W) in 0..1."""
+    h, w = frame.shape[:2]
+    matrix, _ = camera_motion(frame, plate.image, mask > 0.15)
+    if matrix is None or _shift(matrix, w, h) <= SHAKE:
+        return plate
+    image = cv2.warpAffine(plate.image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return Plate(np.asarray(image, np.uint8), np.asarray(cv2.warpAffine(plate.seen, matrix, (w, h))), plate.motion)
+
+
+def _then(first: Array, second: Array) -> Array:
+    """Two transforms (2, 3), one after the other."""
+    return np.asarray(second @ np.vstack([first, [[0, 0, 1]]]), np.float32)
+
+
+def _shift(matrix: Array | None, w: int, h: int) -> float:
+    """How far a transform (2, 3) moves a corner of the picture, as a fraction of its diagonal."""
+    if matrix is None:
+        return 0.0
+    corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]], np.float32)
+    return float(np.abs(corners @ matrix.T - corners[:, :2]).max() / np.hypot(h, w))
 
 
 def solid_colour(code: str, size: tuple[int, int]) -> Image:

@@ -5,7 +5,9 @@ video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .device import Compute
     from .models.base import RetargetModel
     from .references import Gathered
+    from .training.fit import FitState
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 INITS = ("meta", "pretrain", "random")
@@ -25,6 +28,14 @@ TRAINING_SIDE = 256
 """Short side of the pictures that fine-tuning works on."""
 BATCH = 4
 """Pairs per step of fine-tuning."""
+EVERY = 5.0
+"""Seconds between checkpoints of fine-tuning."""
+COST = 0.02
+"""The largest share of the time that checkpoints may take."""
+PATIENCE = 10.0
+"""Seconds to wait for another process that makes the same avatar."""
+REFERENCES, FITTING = "references.safetensors", "fit.safetensors"
+"""What is kept of an unfinished avatar."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ def personalize(
 ) -> Avatar:
     """Make an avatar of the person in one video, or in photos, or in a folder of photos.
 
+    Whatever interrupts it, the same call goes on where it stopped, and ends with the same avatar.
+
     Args:
         inputs: one video, photos, or a folder of photos.
         options: how; keyword arguments named like its fields change single ones.
@@ -91,7 +104,7 @@ def personalize(
     import torch
 
     from . import avatar as store
-    from . import device
+    from . import device, folders
     from .preview import preview
     from .references import arrays
 
@@ -101,30 +114,32 @@ def personalize(
     with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         model, weights, config = start(options.model, options.init, progress)
-        gathered = gather(paths, options, progress)
-        stored = arrays(gathered)
-        learnt = bool(options.steps or weights)
-        quality = fine_tune(model, stored, gathered, options, compute, progress) if learnt else {}
-        progress.stage("Saving the avatar", None)
-        picture = preview(gathered, stored, model, compute)
-    meta = store.AvatarMeta(
-        name=name,
-        model=options.model,
-        size=gathered.size,
-        frames=len(gathered.frames),
-        config=config,
-        fps=gathered.fps,
-        options=asdict(options) | {"inputs": [p.name for p in paths]},
-        weights=weights,
-        quality=quality,
-        extra={
-            "picked": list(gathered.picked),
-            "camera_motion": gathered.plate.motion,
-            "colour": gathered.colour,
-        },
-    )
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if learnt else {}
-    return store.save_avatar(name, meta, stored, state, picture)
+        what = {"name": name, "start": [weights, config]} | deciding(paths, options, compute)
+        with folders.work("personalize", what, restart=options.restart, patience=PATIENCE) as unfinished:
+            gathered = gathered_in(unfinished, paths, options, progress)
+            stored = arrays(gathered)
+            learnt = bool(options.steps or weights)
+            quality = fine_tune(model, stored, gathered, options, compute, progress, unfinished) if learnt else {}
+            progress.stage("Saving the avatar", None)
+            picture = preview(gathered, stored, model, compute)
+            meta = store.AvatarMeta(
+                name=name,
+                model=options.model,
+                size=gathered.size,
+                frames=len(gathered.frames),
+                config=config,
+                fps=gathered.fps,
+                options=asdict(options) | {"inputs": [p.name for p in paths]},
+                weights=weights,
+                quality=quality,
+                extra={
+                    "picked": list(gathered.picked),
+                    "camera_motion": gathered.plate.motion,
+                    "colour": gathered.colour,
+                },
+            )
+            state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if learnt else {}
+            return store.save_avatar(name, meta, stored, state, picture)
 
 
 def changed(options: Any, changes: dict[str, Any]) -> Any:
@@ -198,6 +213,43 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
     )  # fmt: skip
 
 
+def deciding(paths: Sequence[Path], options: PersonalizeOptions, compute: Compute) -> dict[str, Any]:
+    """What decides the avatar, beside the weights that it starts from: what was made of anything else is not used.
+
+    Raises InputError for a file that cannot be read.
+    """
+    from importlib.metadata import version
+
+    from . import __version__, weights
+    from .pose.cache import key
+
+    libraries = ("torch", "numpy", "mediapipe", "opencv-python")
+    others = ("name", "init", "device", "precision", "restart")
+    return {
+        "inputs": [key(path) for path in paths],
+        "options": {k: v for k, v in asdict(options).items() if k not in others},
+        "compute": compute.describe(),
+        "vgg19": weights.known("vgg19") and weights.at_hand("vgg19") is not None,
+        "versions": {"retarget": __version__} | {name: version(name) for name in libraries},
+    }
+
+
+def gathered_in(folder: Path, paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
+    """The references: those that an interrupted run left in `folder`; else they are gathered, and kept there."""
+    from . import checkpoint
+    from .references import packed, unpacked
+
+    file = folder / REFERENCES
+    with suppress(ValueError, LookupError, TypeError):  # damaged: they are gathered once more
+        if (kept := checkpoint.load(file)) is not None:
+            gathered = unpacked(kept)
+            progress.note("Going on with the references that an interrupted run found.")
+            return gathered
+    gathered = gather(paths, options, progress)
+    checkpoint.save(file, packed(gathered))
+    return gathered
+
+
 def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str | None, dict[str, Any]]:
     """A model with the weights that `PersonalizeOptions.init` names; their sha256; its configuration."""
     from . import weights
@@ -230,33 +282,54 @@ def fine_tune(
     options: PersonalizeOptions,
     compute: Compute,
     progress: Progress,
+    folder: Path,
 ) -> dict[str, float]:
     """Trust in the nets, then T steps on leave-one-out pairs; the model keeps its best step. Returns quality figures.
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
-    the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3).
+    the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3). From the
+    checkpoint that an interrupted run left in `folder` it goes on to the same result.
     """
-    from . import weights
+    from . import checkpoint, weights
     from .lessons import Lessons, adapt
-    from .models.losses import VGG19, DanceObjective, LossWeights
+    from .models.losses import VGG19
     from .training.fit import FitOptions
 
     progress.stage("Preparing pairs", None)
     lessons = Lessons(model, stored, gathered, TRAINING_SIDE, compute, seed=options.seed)
     # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
     vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
-    objective = DanceObjective(0, LossWeights(w_rela=0), vgg=vgg)
+    objective = model.objective(critics=False, vgg=vgg)
     model.to(compute.device).eval()
     objective.to(compute.device)
+    model.adopt(lessons.identity)
     settled = model.settle(lambda: lessons.score(objective))
     # What is not trusted at all gets no gradient either: the steps would change nothing.
     steps = 0 if settled and not any(settled.values()) else options.steps
     how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", steps)
+    file = folder / FITTING
+    kept: dict[str, Any] | None = None
+    with suppress(ValueError):  # damaged: from the first step
+        kept = checkpoint.load(file)
+    if kept is not None:
+        lessons.first = kept["first"]
+        progress.note(f"Going on at step {kept['step']} of {steps}.")
+        progress.advance(kept["step"])
+    due = time.monotonic() + EVERY
+
+    def keep(state: FitState) -> None:
+        nonlocal due
+        if (now := time.monotonic()) >= due or state.over:
+            checkpoint.save(file, state.state_dict() | {"first": lessons.first})
+            # On a slow disk, less often.
+            due = (after := time.monotonic()) + max(EVERY, (after - now) / COST)
+
     result = adapt(
         model, objective, lessons.pairs, how, compute, parameters=model.tunable(lessons.identity),
         validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
+        checkpoint=keep, resume=kept,
     )  # fmt: skip
     for note in result.notes:
         progress.warn(note)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -84,6 +85,44 @@ def arrays(gathered: Gathered) -> dict[str, npt.NDArray[np.generic]]:
 
 
 _KEYS = ("body", "world", "face", "hands")
+_PICTURES = ("frames", "mattes", "pictures", "exact")
+
+
+def packed(gathered: Gathered) -> dict[str, Any]:
+    """All of it by name, as `checkpoint.save` takes it: what gathering took long to find is kept for an interrupted
+    run."""
+    tracks = {"track": gathered.track} | {f"window.{k}": w for k, w in enumerate(gathered.windows)}
+    found = {f"{name}.{key}": getattr(track, key) for name, track in tracks.items() for key in _KEYS}
+    found |= {key: getattr(gathered, key) for key in _PICTURES if getattr(gathered, key) is not None}
+    found |= {"plate": gathered.plate.image, "seen": gathered.plate.seen}
+    return {key: torch.from_numpy(np.array(x, order="C")) for key, x in found.items()} | {
+        "tracks": {name: [list(t.size), str(t.fps), list(t.missed)] for name, t in tracks.items()},
+        "motion": float(gathered.plate.motion),
+        "fps": str(gathered.fps),
+        "picked": [int(i) for i in gathered.picked],
+        "colour": gathered.colour,
+    }
+
+
+def unpacked(state: Mapping[str, Any]) -> Gathered:
+    """The inverse of `packed`. Raises LookupError, TypeError or ValueError when `state` is something else."""
+
+    def array(key: str) -> npt.NDArray[Any]:
+        return np.asarray(state[key].numpy())
+
+    tracks = {
+        name: PoseTrack(*(array(f"{name}.{key}") for key in _KEYS), (size[0], size[1]), Fraction(fps), tuple(missed))
+        for name, (size, fps, missed) in state["tracks"].items()
+    }
+    return Gathered(
+        **{key: array(key) if key in state else None for key in _PICTURES},
+        windows=tuple(tracks[f"window.{k}"] for k in range(len(tracks) - 1)),
+        plate=background.Plate(array("plate"), array("seen"), state["motion"]),
+        track=tracks["track"],
+        fps=Fraction(state["fps"]),
+        picked=tuple(state["picked"]),
+        colour=state["colour"],
+    )
 
 
 def stored_track(stored: Mapping[str, npt.NDArray[np.generic]], group: str) -> PoseTrack:
@@ -91,6 +130,33 @@ def stored_track(stored: Mapping[str, npt.NDArray[np.generic]], group: str) -> P
     height, width = stored["plate"].shape[:2]
     body, world, face, hands = (np.asarray(stored[f"{group}_{key}"], np.float32) for key in _KEYS)
     return PoseTrack(body, world, face, hands, (width, height))
+
+
+def check_stored(stored: Mapping[str, npt.NDArray[np.generic]], size: tuple[int, int], count: int) -> None:
+    """Raises ValueError or KeyError for arrays that `arrays` cannot have stored: an avatar may come from anybody.
+
+    Args:
+        size: (width, height) of the avatar's picture.
+        count: K.
+    """
+    picture = (size[1], size[0])
+    for key, shape in {
+        "frames": (count, *picture, 3), "mattes": (count, *picture), "plate": (*picture, 3), "seen": picture,
+    }.items():  # fmt: skip
+        if stored[key].dtype != np.uint8 or stored[key].shape != shape:
+            raise ValueError(f"{key} is {stored[key].dtype} {stored[key].shape}, not uint8 {shape}")
+    shadow = stored["shadow"]
+    if shadow.dtype != np.float32 or shadow.shape != (1,) or not 0 <= float(shadow[0]) <= 1:
+        raise ValueError("shadow is not one number from 0 to 1")
+    for group in ("pose", "track"):
+        if any(stored[f"{group}_{key}"].dtype != np.float32 for key in _KEYS):
+            raise ValueError(f"{group} is not float32")
+        track = stored_track(stored, group)
+        far = max(np.abs(np.nan_to_num(x, posinf=np.inf)).max(initial=0) for x in (track.body, track.face, track.hands))
+        if not len(track) or not track.found.all() or far > 100 * max(size) or np.isinf(track.world).any():
+            raise ValueError(f"{group} holds what is no pose")
+        if group == "pose" and len(track) != count:
+            raise ValueError(f"there are {len(track)} poses of {count} references")
 
 
 def references(
@@ -396,8 +462,10 @@ def _prepared(
     *,
     same_scene: bool = True,
 ) -> Gathered:
-    behind = plate if same_scene else None
-    mattes = [background.refine_matte(p, m, behind) for p, m in zip(pictures, masks, strict=True)]
+    mattes = [
+        background.refine_matte(p, m, background.seen_from(plate, p, m) if same_scene else None)
+        for p, m in zip(pictures, masks, strict=True)
+    ]
     frames = [background.unmix(p, m) for p, m in zip(pictures, mattes, strict=True)]
     windows = tuple(replace(w, missed=()) for w in windows)
     return Gathered(

@@ -17,6 +17,7 @@ from retarget.background import (
     guided_filter,
     make_plate,
     refine_matte,
+    seen_from,
     solid_colour,
     unmix,
 )
@@ -118,17 +119,18 @@ def test_filling_changes_nothing_without_holes():
 SHAKES = [(0, 0), (2, -1), (-3, 1), (1, 3), (0, -2), (3, 2), (-1, -3)]
 
 
-def test_shake_is_taken_out():
+def test_shake_is_taken_out_and_the_scene_stands_as_it_did_last():
     scene = texture(3, 240, 300, 1.5)
     frames, masks = walk(scene, [10, 60, 120, 180, 220, 160, 30], SHAKES)
     plate = make_plate(frames, masks)
-    dx, dy = SHAKES[len(SHAKES) // 2]
+    dx, dy = SHAKES[-1]
     still = scene[3 + dy : 3 + dy + 234, 3 + dx : 3 + dx + 294]
     inside = (slice(8, -8), slice(8, -8))
     blurred = np.median(frames, axis=0).astype(np.uint8)
     assert psnr(plate.image[inside], still[inside]) > 30
     assert psnr(plate.image[inside], still[inside]) > psnr(blurred[inside], still[inside]) + 8
-    far = max(np.hypot(0, 0), *(max(abs(x - dx), abs(y - dy)) for x, y in SHAKES)) / np.hypot(234, 294)
+    dx, dy = SHAKES[len(SHAKES) // 2]
+    far = max(max(abs(x - dx), abs(y - dy)) for x, y in SHAKES) / np.hypot(234, 294)
     assert 0.6 * far < plate.motion < 1.05 * far
     assert not plate.camera_moves
 
@@ -169,6 +171,21 @@ def test_a_scene_that_is_lost_is_told_from_one_that_has_nothing_to_follow():
     first, other = (texture(seed, 180, 220, 1.5) for seed in (1, 2))
     assert camera_motion(first, other, np.zeros((180, 220), bool)) == (None, True)
     assert make_plate([first, first, other], [np.zeros((180, 220), np.float32)] * 3).camera_moves
+
+
+def test_a_plate_is_seen_from_where_a_frame_was_taken():
+    scene = texture(3, 240, 300, 1.5)
+    frames, masks = walk(scene, [10, 60, 120, 180, 220, 160, 30], SHAKES)
+    plate = make_plate(frames, masks)
+    inside = (slice(8, -8), slice(8, -8))
+    for frame, mask, (dx, dy) in zip(frames, masks, SHAKES, strict=True):
+        still = scene[3 + dy : 3 + dy + 234, 3 + dx : 3 + dx + 294]
+        seen = seen_from(plate, frame, mask)
+        assert psnr(seen.image[inside], still[inside]) > 28
+        assert seen.seen.shape == plate.seen.shape
+    assert seen_from(plate, frames[-1], masks[-1]) is plate
+    nothing = np.full_like(frames[0], 80)
+    assert seen_from(plate, nothing, masks[0]) is plate
 
 
 # ------------------------------------------------------------------------------------------------ mattes

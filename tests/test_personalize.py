@@ -19,7 +19,7 @@ from retarget import personalize as public
 from retarget.avatar import Avatar, avatar_names
 from retarget.errors import DeviceError, InputError, UsageError, VideoError, WeightsError
 from retarget.lessons import adapt
-from retarget.models import MODELS, build
+from retarget.models import build
 from retarget.models.dance import Dance
 from retarget.personalize import PersonalizeOptions, check, expand, gather
 from retarget.types import Silent
@@ -75,7 +75,7 @@ def known(puppet, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """`dance` with nets that are quickly fitted."""
-    monkeypatch.setitem(MODELS, "dance", lambda **config: Dance(**{"density": 24, "width": 8, "depth": 2} | config))
+    monkeypatch.setattr(Dance, "PRESETS", {"small": {"density": 24, "width": 8, "depth": 2}})
 
 
 def nothing_left() -> bool:

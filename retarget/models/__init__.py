@@ -12,24 +12,35 @@ if TYPE_CHECKING:
     from .base import RetargetModel
 
 
-def _dance(**config: Any) -> RetargetModel:
-    model: RetargetModel = import_module(".dance", __package__).Dance(**config)
-    return model
+def _in(module: str, name: str) -> Callable[[], type[RetargetModel]]:
+    def found() -> type[RetargetModel]:
+        model: type[RetargetModel] = getattr(import_module(f".{module}", __package__), name)
+        return model
+
+    return found
 
 
-MODELS: dict[str, Callable[..., RetargetModel]] = {"dance": _dance}
-"""Model name → what builds it from its configuration; modules are imported when first asked for."""
+MODELS: dict[str, Callable[[], type[RetargetModel]]] = {"dance": _in("dance", "Dance")}
+"""Model name → its class; modules are imported when first asked for."""
 
 
-def build(name: str, config: Mapping[str, Any] | None = None) -> RetargetModel:
+def build(name: str, config: Mapping[str, Any] | None = None, preset: str = "small") -> RetargetModel:
     """The model called `name`, with fresh weights.
 
-    Raises UsageError when there is none of that name, or none of that configuration.
+    Args:
+        config: changes to the preset's configuration, or a complete one.
+        preset: one of the model's `PRESETS`.
+
+    Raises UsageError when there is none of that name, preset or configuration.
     """
     if name not in MODELS:
         raise UsageError(f"There is no model called '{name}'.", f"Choose one of: {', '.join(MODELS)}.")
+    model = MODELS[name]()
+    if preset not in model.PRESETS:
+        raise UsageError(f"The model {name} has no preset “{preset}”.", f"Choose one of: {', '.join(model.PRESETS)}.")
+    chosen = {**model.PRESETS[preset], **(config or {})}
     try:
-        return MODELS[name](**(config or {}))
+        return model(**chosen)
     except (TypeError, ValueError) as error:
-        said = ", ".join(f"{key}={value}" for key, value in (config or {}).items())
+        said = ", ".join(f"{key}={value}" for key, value in chosen.items())
         raise UsageError(f"There is no {name} with {said}: {error}.", "Leave it out, or correct it.") from error

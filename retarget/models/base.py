@@ -10,12 +10,16 @@ Pixels are float32 RGB in -1..1; mattes are in 0..1; pictures are (B, 3, H, W). 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .losses import VGG19
 
 
 class Poses(NamedTuple):
@@ -103,9 +107,27 @@ def stacked(items: Sequence[Any]) -> Any:
     return first
 
 
+def divided(batch: Any, count: int, pieces: int) -> list[Any]:
+    """A batch of `count` in up to `pieces` smaller ones of about the same size, in order: the inverse of `stacked`."""
+    bounds = [round(i * count / pieces) for i in range(pieces + 1)]
+    return [_part(batch, slice(a, b), count) for a, b in pairwise(bounds) if b > a]
+
+
+def _part(item: Any, which: slice, count: int) -> Any:
+    if isinstance(item, Tensor):
+        return item[which] if item.dim() and len(item) == count else item
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(_part(field, which, count) for field in item))
+    if isinstance(item, tuple) and len(item) == count and not all(isinstance(x, int | float) for x in item):
+        return item[which]
+    return item
+
+
 class RetargetModel(nn.Module, ABC):
     """A network that draws a known person in given poses."""
 
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {}}
+    """Named configurations: `small`, the trained default, and where the paper's own sizes differ, `paper`."""
     config: Any
     """A frozen dataclass: what `models.build` was given, complete."""
     Ahead: type[Any] | None = None
@@ -155,6 +177,16 @@ class RetargetModel(nn.Module, ABC):
         """For pretraining: the same pair as another person in another light might give it; from `ahead` only."""
         return pair
 
+    @abstractmethod
+    def objective(self, *, critics: bool = True, vgg: VGG19 | None = None) -> Objective:
+        """What the paper trains this network for; fresh critics of its size, or none of them.
+
+        `vgg` is the network of its perceptual terms; None leaves these out.
+        """
+
+    def adopt(self, identity: Identity) -> None:
+        """Before fine-tuning: start what is this person's alone from `identity`."""
+
     def settle(self, score: Callable[[], float]) -> dict[str, float]:
         """Before fine-tuning: choose by trial what no gradient moves.
 
@@ -190,4 +222,4 @@ class Objective(nn.Module, ABC):
         return []
 
     def adopt(self, identity: Identity) -> None:
-        """Start the person-specific part of a critic from `identity`."""
+        """Before fine-tuning: start the person-specific part of the critics from `identity`."""

@@ -33,6 +33,7 @@ from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
 from .base import Batch, Frame, Poses, References, RetargetModel
 from .layers import UNet
+from .losses import VGG19, DanceObjective, LossWeights
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of what is drawn."""
@@ -69,6 +70,17 @@ class DanceConfig:
     window: int = 1
     flow: float = 0.0
     colour: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be; also an avatar that somebody else made says its configuration."""
+        for name, low, high in (
+            ("density", 4, 1000), ("width", 1, 256), ("depth", 1, 6), ("fusion", 0, 256), ("window", 1, 9),
+            ("flow", 0, 10), ("colour", 0, 10),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            kinds = (int,) if name in ("width", "depth", "fusion", "window") else (int, float)
+            if not isinstance(value, kinds) or not low <= value <= high:
+                raise ValueError(f"{name} is not from {low} to {high}")
 
 
 class DanceCondition(NamedTuple):
@@ -305,6 +317,9 @@ class Dance(RetargetModel):
         rgb, matte = _corrected(person, plate, answer[:, :8], answer[:, 8:10] if self.config.flow else None)
         touch = self.fusion(torch.cat([rgb, matte, plate, maps.to(person)], 1)).float()
         return self.trust[4] * self.config.colour * torch.tanh(_calm(touch))
+
+    def objective(self, *, critics: bool = True, vgg: VGG19 | None = None) -> DanceObjective:
+        return DanceObjective(self.maps, LossWeights() if critics else LossWeights(w_rela=0), vgg=vgg)
 
     def settle(self, score: Callable[[], float]) -> dict[str, float]:
         """How far the nets are trusted, each answer by itself: what fits this person's own pictures best.

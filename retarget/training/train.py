@@ -163,12 +163,11 @@ def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objectiv
     import torch
 
     from ..models import build
-    from ..models.losses import DanceObjective, LossWeights
 
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = build(options.model, options.config)
-        objective = DanceObjective(model.maps, LossWeights() if options.critic else LossWeights(w_rela=0))
+        objective = model.objective(critics=options.critic)
         untrained = build(options.model, options.config).eval()
     if options.init is not None:
         load(Path(options.init), options, model, objective)

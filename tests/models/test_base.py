@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -37,11 +37,14 @@ class Plain(RetargetModel):
     def forward(self, condition, identity, state):
         return Frame(condition), state
 
+    def objective(self, *, critics=True, vgg=None):
+        raise NotImplementedError
+
     def tunable(self, identity):
         return self.parameters()
 
 
-@pytest.mark.parametrize("name", ["maps", "condition", "encode", "before", "forward", "tunable"])
+@pytest.mark.parametrize("name", ["maps", "condition", "encode", "before", "forward", "objective", "tunable"])
 def test_every_part_of_the_interface_has_to_be_there(name, monkeypatch):
     Plain()
     incomplete = type("Incomplete", (RetargetModel,), {k: v for k, v in vars(Plain).items() if k != name})
@@ -136,9 +139,19 @@ def test_an_objective_needs_no_critics():
 
 
 def test_build(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", lambda **config: ("built", config))
-    assert build("tiny", {"width": 3}) == ("built", {"width": 3})
-    assert build("tiny") == ("built", {})
+    class Tiny:
+        PRESETS: ClassVar = {"small": {"width": 2}, "paper": {"width": 64, "depth": 9}}
+
+        def __init__(self, **config):
+            self.config = config
+
+    monkeypatch.setitem(MODELS, "tiny", lambda: Tiny)
+    assert build("tiny").config == {"width": 2}
+    assert build("tiny", {"width": 3}).config == {"width": 3}
+    assert build("tiny", {"depth": 3}, "paper").config == {"width": 64, "depth": 3}
+    with pytest.raises(UsageError, match="tiny has no preset “huge”") as e:
+        build("tiny", preset="huge")
+    assert "small, paper" in e.value.remedy
     with pytest.raises(UsageError) as e:
         build("dence")
     assert "'dence'" in e.value.message

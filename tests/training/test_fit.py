@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from retarget.errors import OutOfMemory
 from retarget.models.base import Batch, Frame, Objective, RetargetModel
 from retarget.training.fit import FitOptions, FitState, fit, rate_at
 
@@ -56,6 +57,9 @@ class Linear(RetargetModel):
         rgb = self.mix(condition) + self.other(condition).detach()
         self.dtypes.append(rgb.dtype)
         return Frame(rgb * identity), state
+
+    def objective(self, *, critics=True, vgg=None):
+        raise NotImplementedError
 
     def tunable(self, identity):
         return self.mix.parameters()
@@ -255,11 +259,107 @@ def test_an_infinite_gradient_is_discarded_too():
     assert torch.equal(before["mix.weight"], model.mix.weight)
 
 
+class Overflowing(Linear):
+    """Its third picture is too large for low precision."""
+
+    def forward(self, condition, identity, state):
+        frame, state = super().forward(condition, identity, state)
+        low = frame.rgb.dtype != torch.float32
+        return (Frame(frame.rgb * torch.inf) if low and len(self.dtypes) == 3 else frame), state
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "a step in bf16 is not finite", "the same step again in fp32, said")
 def test_reduced_precision_goes_on_in_fp32():
-    model = Linear()
-    result = run(model, source=poisoned({3}), compute=Cpu(dtype=torch.bfloat16))
-    assert model.dtypes == [torch.bfloat16] * 3 + [torch.float32] * 17
-    assert result.notes == ("Step 3: the loss or its gradient was not finite; it was discarded, going on in fp32.",)
+    model, seen = Overflowing(), []
+    result = run(
+        model, compute=Cpu(dtype=torch.bfloat16), on_step=lambda n, f: seen.append(model.mix.weight.detach().clone())
+    )
+    assert model.dtypes == [torch.bfloat16] * 3 + [torch.float32] * 18
+    assert result.notes == ("Step 3 was not finite: it was made again, and the rest, in fp32.",)
+    assert not torch.equal(seen[2], seen[1])
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "a step in fp32 is not finite", "discarded; nothing moves")
+@pytest.mark.reliability(
+    "5. Out of memory and NaN", "steps in a row in fp32 are not finite", "from the best step at half the rate"
+)
+def test_a_state_that_leads_nowhere_is_left_for_the_best_one():
+    model, seen, rates = Linear(), [], []
+    scores = iter([3.0, 1.0])
+
+    def on_step(n, figures):
+        seen.append(weights(model))
+        rates.append(figures["rate"])
+
+    result = run(model, source=poisoned({8, 9}), validate=lambda: next(scores, 2.0), on_step=on_step, decay=0.0)
+    assert torch.equal(seen[7]["mix.weight"], seen[6]["mix.weight"])
+    assert torch.equal(seen[8]["mix.weight"], seen[4]["mix.weight"])
+    assert not torch.equal(seen[9]["mix.weight"], seen[8]["mix.weight"])
+    assert rates == [0.05] * 9 + [0.025] * 11
+    assert result.best_step == 5
+    assert result.notes[1:] == (
+        "Step 9: the loss or its gradient was not finite; it was discarded, going on at half the learning rate"
+        " from step 5.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+def memory_for(count: int, of=torch.OutOfMemoryError):
+    """A model whose forward pass has memory for `count` pictures."""
+
+    class Small(Linear):
+        seen: list[int]  # sizes of the batches
+
+        def forward(self, condition, identity, state):
+            self.seen = [*getattr(self, "seen", []), len(condition)]
+            if len(condition) > count:
+                raise of("can't allocate memory: you tried to allocate")
+            return super().forward(condition, identity, state)
+
+    return Small()
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "fine-tuning step", "the batch in halves, quarters; said")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_batch_that_does_not_fit_goes_through_in_pieces(count, error):
+    whole, game = Linear(), Game()
+    figures, less_figures = [], []
+    run(whole, game, on_step=lambda n, f: figures.append(f))
+    model, other = memory_for(count, error), Game()
+    result = run(model, other, on_step=lambda n, f: less_figures.append(f))
+    pieces = 4 if count == 1 else 2
+    assert model.seen == ([4, 2] if count == 1 else [4]) + [4 // pieces] * pieces * 20
+    said = [f"Memory ran out while fine-tuning: going on with the batch in {n} pieces." for n in (2, 4)]
+    assert list(result.notes) == said[: pieces // 2]
+    # Gradients are added up: the same steps but for rounding.
+    for a, b in ((whole, model), (game, other)):
+        for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+            assert torch.allclose(x, y, atol=2e-5), name
+    assert less_figures[-1] == pytest.approx(figures[-1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "fine-tuning step, no memory for one pair", "DeviceError")
+def test_not_even_one_pair_fits():
+    model = memory_for(0)
+    before = weights(model)
+    with pytest.raises(OutOfMemory, match="Memory ran out while fine-tuning"):
+        run(model)
+    assert model.seen == [4, 2, 1, 1]
+    assert same(before, weights(model))
+
+
+def test_a_resumed_fit_remembers_its_pieces():
+    saved = {}
+    model = memory_for(2)
+    run(model, checkpoint=lambda s: saved.update(s.state_dict()) if s.step == 7 else None)
+    again = memory_for(2)
+    result = run(again, resume=saved)
+    assert again.seen == [2] * 26
+    assert len(result.notes) == 1
+    assert same(weights(model), weights(again))
 
 
 def test_the_scaler_may_lower_its_scale_first():
@@ -344,6 +444,7 @@ def test_scalers_of_all_processes_stay_alike():
     assert [s["scale"] for s in states[2:4]] == [2**10, 2**9]
 
 
+@pytest.mark.reliability("5. Out of memory and NaN", "no step in fp32 is finite any more", "ends with the best so far")
 def test_several_in_a_row_stop_with_the_best_so_far():
     model, seen = Linear(), []
     scores = iter([3.0, 1.0, 2.0, 2.0])
@@ -409,7 +510,7 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(at, dtype):
     resumed = run(again, again_game, source, compute, validate=again_validate, resume=tensors | rest)
 
     assert resumed == whole
-    assert len(whole.notes) == 1
+    assert len(whole.notes) == (1 if dtype == torch.float32 else 2)
     assert same(weights(model), weights(again))
     assert same(weights(game), weights(again_game))
 

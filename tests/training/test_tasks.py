@@ -286,7 +286,7 @@ class Plain(Dance):
 
 
 def test_a_model_that_draws_nothing_ahead_is_asked_each_time(corpus, tmp_path, monkeypatch, at_once):
-    monkeypatch.setitem(MODELS, "plain", lambda **config: Plain(**config))
+    monkeypatch.setitem(MODELS, "plain", lambda: Plain)
     made = Tasks(corpus, "train", ("plain", SMALL), META, tmp_path / "drawn")
     made.fill(Silent())
     pair = made.pair(0, np.random.default_rng(0))
