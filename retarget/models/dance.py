@@ -46,6 +46,8 @@ TRUSTED = ("flow", "matte", "colour", "shade", "fusion")
 """What `Dance.trust` weighs."""
 WORTH = 0.004
 """By which share of the loss an answer has to help before it is trusted."""
+CERTAIN = 0.4
+"""How sure the net has to be that a person reaches beyond the moved parts: half-sure, it draws grey rims."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -292,6 +294,8 @@ class Dance(RetargetModel):
         # What is solid may not be cut open: that a person's clothes end between the legs is a prejudice of the corpus.
         change = torch.tanh(answer[:, 2:3])
         solid = ((person[:, 3:] - 0.5) * 2.5).clamp(0, 1)
+        if not self.training:  # what is shut off would never learn
+            change = torch.where(change > 0, ((change - CERTAIN) / (1 - CERTAIN)).clamp_min(0), change)
         fields = [
             self.trust[1] * torch.where(change < 0, change * (1 - solid), change),
             self.trust[2] * config.colour * torch.tanh(colour),

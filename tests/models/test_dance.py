@@ -16,7 +16,7 @@ from retarget import parts
 from retarget.heatmaps import POSE_CHANNELS
 from retarget.models import build
 from retarget.models.base import Batch, Frame, Poses, References, stacked
-from retarget.models.dance import MARGIN, SOFT, TRUSTED, WORTH, Dance, DanceConfig, Moved
+from retarget.models.dance import CERTAIN, MARGIN, SOFT, TRUSTED, WORTH, Dance, DanceConfig, Moved
 from retarget.references import arrays, pixels, poses, references
 from retarget.skeleton import MIRROR
 
@@ -317,6 +317,26 @@ def test_what_is_solid_is_never_cut_open(model, known, puppet, ahead):
         assert most.min() > 0.99
 
 
+def test_a_person_reaches_beyond_the_moved_parts_only_where_that_is_certain(known, puppet):
+    torch.manual_seed(2)
+    model = Dance(**SMALL)
+    body = puppet.body(**WAVING)
+    moved, _, _ = model.ahead(model.condition(window(puppet, body), SIZE), model.encode(known), filmed(puppet, body))
+    bias = model.synthesis.last.bias.data[8:12]
+
+    def drawn(value: float) -> torch.Tensor:
+        bias[:] = float(np.arctanh(value))
+        return model(moved, None, None)[0].matte
+
+    with torch.inference_mode():
+        model.eval()
+        plain, unsure, sure = (drawn(v) for v in (0.0, CERTAIN - 0.01, CERTAIN + 0.3))
+        assert torch.equal(unsure, plain)
+        assert (sure - plain)[plain < 0.1].mean() == pytest.approx(0.3 / (1 - CERTAIN), abs=0.05)
+        model.train()
+        assert (drawn(CERTAIN - 0.01) - plain)[plain < 0.1].mean() == pytest.approx(CERTAIN - 0.01, abs=0.05)
+
+
 # ------------------------------------------------------------------------------------------------ trust
 
 
@@ -334,7 +354,7 @@ def test_each_answer_counts_as_far_as_it_is_trusted(both, known, puppet, number)
         both.trust[number] = trust
         bias[:] = 0
         silent = both(moved, None, None)[0]
-        bias[:] = 0.4
+        bias[:] = 0.8
         said = both(moved, None, None)[0]
         return torch.cat([said.rgb - silent.rgb, said.matte - silent.matte], 1)
 
