@@ -19,6 +19,8 @@ from .types import Array, Image
 
 SHAKE = 0.002
 """Camera motion (fraction of the picture's diagonal) below which frames are used as they are."""
+SPREAD = 0.15
+"""How widely the corners of a scene are spread at least: the distance of their quartiles as a fraction of each side."""
 MOVING = 0.03
 """Camera motion above which one plate cannot show the scene any more."""
 _REST = np.eye(2, 3, dtype=np.float32)
@@ -201,6 +203,10 @@ def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> 
     allowed = (~person).astype(np.uint8) * 255
     corners = cv2.goodFeaturesToTrack(grey[0], 300, 0.01, 7, mask=allowed)
     if corners is None or len(corners) < 12:
+        return None, False
+    # In a bare room the only corners are those of the person's cast shadow: close together, and not at rest.
+    height, width = grey[0].shape
+    if (np.subtract(*np.quantile(corners[:, 0], (0.75, 0.25), 0)) < (SPREAD * width, SPREAD * height)).any():
         return None, False
     # Most corners look the same in the same place: the camera rests, whatever else moves (and repeats, and misleads).
     x, y = corners[:, 0].astype(int).T

@@ -167,6 +167,19 @@ def test_without_anything_to_follow_no_camera_motion_is_claimed():
     assert not make_plate([plain] * 3, [np.zeros((90, 120), np.float32)] * 3).camera_moves
 
 
+def test_a_shadow_in_a_bare_room_is_not_the_camera():
+    frames = []
+    for n in range(5):
+        frame = np.full((180, 220, 3), 120, np.uint8)
+        spots = np.random.default_rng(0).integers((0, 0), (70, 16), (40, 2)) + np.array([40 + 12 * n, 140 + n])
+        for x, y in spots.tolist():
+            cv2.circle(frame, (x, y), 2, (60, 60, 60), -1)
+        frames.append(frame)
+    nobody = np.zeros((180, 220), bool)
+    assert camera_motion(frames[0], frames[3], nobody) == (None, False)
+    assert make_plate(frames, [nobody.astype(np.float32)] * 5).motion == 0
+
+
 def test_a_scene_that_is_lost_is_told_from_one_that_has_nothing_to_follow():
     first, other = (texture(seed, 180, 220, 1.5) for seed in (1, 2))
     assert camera_motion(first, other, np.zeros((180, 220), bool)) == (None, True)
