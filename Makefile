@@ -4,13 +4,14 @@
 #   make test    set up, and run the quick tests
 #   make check   lint, types, all tests: what CI runs
 #   make bench   measure speed and memory
+#   make reliability  the tests of what goes wrong, and docs/reliability.md, the table of what they proved
 #
 # PYTHON=… chooses the interpreter; STEPS=… the fine-tuning steps of the demo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test check bench
+.PHONY: help setup dev demo test check bench reliability
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -59,3 +60,6 @@ check: .venv/.dev
 
 bench: .venv/.setup
 	$(BIN)/python benchmarks/bench.py
+
+reliability: .venv/.dev
+	$(BIN)/python -m pytest -m reliability --reliability-report docs/reliability.md

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import shutil
 import stat
+import struct
 import tempfile
 import unicodedata
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,16 @@ if TYPE_CHECKING:
     import torch
 
     Tensor = npt.NDArray[Any] | torch.Tensor
+    Arrays = dict[str, npt.NDArray[Any]]
 
 SCHEMA: Final = 1
 META, TENSORS, STATE, PREVIEW = "avatar.json", "references.safetensors", "model.safetensors", "preview.png"
 FILES: Final = {META: 1 << 20, TENSORS: 4 << 30, STATE: 4 << 30, PREVIEW: 64 << 20}
 """The files of an avatar and the most bytes each may have when it comes from somebody else."""
+LARGEST: Final = 16_384
+"""Pixels of the longer side of an avatar's picture."""
+_BOMB: Final = 50, 64 << 20
+"""An archive may unpack to so many times its own size (photographic frames: less than ten), or to so many bytes."""
 _EXPORT: Final = "Give the zip file that retarget avatars export wrote."
 _ROOM: Final = "Make room or make the folder writable; the environment variable RETARGET_HOME chooses another one."
 _AGAIN: Final = "Run retarget personalize again."
@@ -96,16 +102,28 @@ class AvatarMeta:
         try:
             known = {f.name: data[f.name] for f in fields(cls)}
             width, height = known["size"]
-            meta = cls(**{**known, "size": (int(width), int(height)), "fps": Fraction(known["fps"])})
-            datetime.fromisoformat(meta.created)
+            # Fraction("1e999999999") would compute for hours.
+            if not re.fullmatch(r"[0-9]{1,9}(/[0-9]{1,9})?", str(known["fps"])):
+                raise ValueError(f"fps is {str(known['fps'])[:40]}")
+            meta = cls(**{**known, "size": (width, height), "fps": Fraction(known["fps"])})
+            if datetime.fromisoformat(meta.created).tzinfo is None:
+                raise ValueError("created has no time zone")
+            numbers = (width, height, meta.frames)
             texts = (meta.name, meta.model, meta.id, meta.version, meta.weights or "")
             groups = (meta.config, meta.options, meta.quality, meta.extra)
-            if not all(isinstance(t, str) for t in texts) or not all(isinstance(g, dict) for g in groups):
+            if (
+                not all(isinstance(t, str) for t in texts)
+                or not all(isinstance(g, dict) for g in groups)
+                or not all(type(n) is int for n in numbers)
+                or not all(v is None or isinstance(v, (int, float)) for v in meta.quality.values())
+            ):
                 raise TypeError("a field has the wrong type")
-            if min(meta.size) <= 0 or meta.fps <= 0 or meta.frames <= 0:
-                raise ValueError("a number is not positive")
+            if min(numbers) <= 0 or meta.fps <= 0 or max(meta.size) > LARGEST:
+                raise ValueError("a number cannot be")
+            if not re.fullmatch(r"[0-9a-f]{32}", meta.id):  # goes into the metadata of videos
+                raise ValueError("the id cannot be")
             check_name(meta.name)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, UsageError) as error:
             raise AvatarError(f"{where} is damaged: {error}.", _AGAIN) from error
         return meta
 
@@ -116,10 +134,12 @@ class Avatar:
 
     meta    what it knows about itself; its most used fields are attributes here, too.
     path    its folder.
+    held    its arrays and its network's parameters, if `opened` has read them.
     """
 
     meta: AvatarMeta
     path: Path
+    held: tuple[Arrays, Arrays] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def load(cls, name: str | Path) -> Avatar:
@@ -127,8 +147,18 @@ class Avatar:
 
         Raises AvatarError when there is none, or it is damaged or of a newer version.
         """
-        path = _find(name)
-        return _read(path)
+        return _whole(_find(name), _read)
+
+    def opened(self) -> Avatar:
+        """The avatar as it is now, its arrays in memory: all of one version, whoever replaces it meanwhile or later.
+
+        Raises AvatarError like `load`.
+        """
+
+        def read(folder: Path) -> Avatar:
+            return replace(_read(folder), held=(_load_tensors(folder / TENSORS), _load_state(folder)))
+
+        return _whole(self.path, read)
 
     @property
     def name(self) -> str:
@@ -162,11 +192,11 @@ class Avatar:
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays that `personalize` saved, by name."""
-        return _load_tensors(self.path / TENSORS)
+        return self.held[0] if self.held else _whole(self.path, lambda folder: _load_tensors(folder / TENSORS))
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """The fine-tuned network's parameters, by name; empty when it was not fine-tuned."""
-        return _load_tensors(self.path / STATE) if (self.path / STATE).exists() else {}
+        return self.held[1] if self.held else _whole(self.path, _load_state)
 
 
 def check_name(name: str) -> str:
@@ -213,13 +243,14 @@ def save_avatar(
         StorageError: the folder cannot be written, or the disk is full.
     """
     name = check_name(name)
-    with _new_folder(name) as folder:
-        _save_tensors(folder / TENSORS, tensors)
-        if state:
-            _save_tensors(folder / STATE, state)
-        _write_png(folder / PREVIEW, preview)
-        _write_meta(folder, replace(meta, name=name))
-    return Avatar.load(name)
+    with alone():
+        with _new_folder(name) as folder:
+            _save_tensors(folder / TENSORS, tensors)
+            if state:
+                _save_tensors(folder / STATE, state)
+            _write_png(folder / PREVIEW, preview)
+            write_meta(folder, replace(meta, name=name))
+        return Avatar.load(name)
 
 
 def list_avatars() -> list[Avatar]:
@@ -227,7 +258,7 @@ def list_avatars() -> list[Avatar]:
     found = []
     for name in avatar_names():
         with suppress(AvatarError):
-            found.append(_read(folders.avatars_dir() / name))
+            found.append(_whole(folders.avatars_dir() / name, _read))
     return sorted(found, key=lambda a: datetime.fromisoformat(a.meta.created), reverse=True)
 
 
@@ -236,10 +267,15 @@ def avatar_names() -> list[str]:
     home = folders.avatars_dir()
     if not home.is_dir():
         return []
-    for old in home.glob(".*.old"):  # a replacement that was cut short between its two renames
-        if not (home / (name := old.name[1:-4])).exists():
-            old.rename(home / name)
-    return sorted(p.name for p in home.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if any(home.glob(f".*{OLD}")):
+        with suppress(StorageError), alone(patience=0):  # it may be somebody's who is at it right now
+            pass
+
+    def there() -> set[str]:
+        return {p.name for p in home.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+    # One that is being replaced meanwhile has its name before, its old name, or its name after.
+    return sorted(there() | set(_put_aside(home)) | there())
 
 
 def latest_avatar() -> Avatar:
@@ -255,10 +291,73 @@ def remove(name: str) -> None:
     path = folders.avatars_dir() / check_name(name)
     if path.name not in avatar_names():
         raise _unknown(name)
-    with _storage(path):
+    with alone(), _storage(path):
         gone = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        path.rename(gone)
+        try:
+            path.rename(gone)
+        except FileNotFoundError:  # somebody else removed it
+            raise _unknown(name) from None
         shutil.rmtree(gone)
+
+
+@contextmanager
+def alone(*, patience: float = folders.PATIENCE) -> Iterator[None]:
+    """Nobody else writes avatars meanwhile. What killed processes left unfinished is finished or deleted first.
+
+    Reading needs no lock. Raises StorageError when another process writes for longer than `patience` seconds.
+    """
+    home = folders.made(folders.avatars_dir())
+    with folders.locked(home, "The folder of avatars", patience=patience):
+        with _storage(home):
+            for name in _put_aside(home):
+                old = home / f".{name}{OLD}"
+                if (home / name).exists():
+                    shutil.rmtree(old)
+                else:
+                    old.rename(home / name)
+        folders.sweep(home, older=0)
+        yield
+
+
+OLD: Final = ".old"
+"""What the hidden name of an avatar ends with that is being replaced."""
+
+
+def _put_aside(home: Path) -> list[str]:
+    """The names of avatars that were put aside to be replaced; the process may have ended before the new one came."""
+    return [p.name[1 : -len(OLD)] for p in home.glob(f".*{OLD}") if p.is_dir()]
+
+
+Read = TypeVar("Read")
+
+
+def _whole(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the avatar in `path`, all of one version: once more when it was replaced meanwhile.
+
+    Folders are replaced as a whole, and no file in them ever changes.
+    """
+    aside = path.with_name(f".{path.name}{OLD}")
+    for _ in range(100):
+        # While it is being replaced, there is the old one; the new one may have come since we looked.
+        folder = next((p for p in (path, aside, path) if p.is_dir()), path)
+        before = _version(folder)
+        try:
+            result = read(folder)
+        except (AvatarError, OSError):
+            if _version(folder) == before:
+                raise
+        else:
+            if _version(folder) == before:
+                return result
+    raise AvatarError(f"The avatar {path} is replaced again and again.", "Try again later.")
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def export(avatar: Avatar, file: str | Path) -> Path:
@@ -269,16 +368,16 @@ def export(avatar: Avatar, file: str | Path) -> Path:
     file = Path(file)
     if not file.parent.is_dir():
         raise StorageError(f"The folder {file.parent} does not exist.", "Create it, or choose another.")
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _storage(file):
-        try:
+    with _storage(file), folders.replaced(file) as temporary:
+
+        def write(folder: Path) -> None:
+            _read(folder)
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 for name in FILES:
-                    if (avatar.path / name).is_file():
-                        archive.write(avatar.path / name, name)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+                    if (folder / name).is_file():
+                        archive.write(folder / name, name)
+
+        _whole(avatar.path, write)
     return file
 
 
@@ -302,18 +401,26 @@ def import_avatar(file: str | Path, name: str | None = None, *, overwrite: bool 
             _check_archive(archive, file)
             meta = AvatarMeta.from_json(json.loads(archive.read(META)), file / META)
             name = check_name(name if name is not None else meta.name)
-            if name in avatar_names() and not overwrite:
-                raise AvatarError(f"There is already an avatar called {name}.", "Give another name with --name.")
-            with _new_folder(name) as folder:
-                for info in archive.infolist():
-                    _extract(archive, info, folder / info.filename)
-                _write_meta(folder, replace(meta, name=name))
-                _check_files(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            with alone():
+                if name in avatar_names() and not overwrite:
+                    raise AvatarError(f"There is already an avatar called {name}.", "Give another name with --name.")
+                with _new_folder(name) as folder:
+                    for info in archive.infolist():
+                        _extract(archive, info, folder / info.filename)
+                    write_meta(folder, replace(meta, name=name))
+                    _check_files(folder)
+                return Avatar.load(name)
+    except _BROKEN as error:
         raise AvatarError(
             f"{file} is no exported avatar, or it is damaged ({error}).", "Export it once more."
         ) from error
-    return Avatar.load(name)
+
+
+_BROKEN: Final = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(RuntimeError, ValueError, LookupError, ArithmeticError),
+)
+"""What `zipfile` and `json` raise for files that are not what they say."""
 
 
 def _unknown(name: str | Path) -> AvatarError:
@@ -342,12 +449,15 @@ def _read(path: Path) -> Avatar:
         data = json.loads((path / META).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AvatarError(f"The avatar {path} is damaged: it has no {META}.", _AGAIN) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AvatarError(f"{path / META} cannot be read: {error}.", _AGAIN) from error
     meta = AvatarMeta.from_json(data, path / META)
+    folder = path
     if path.parent == folders.avatars_dir():  # somebody may have renamed the folder
+        if path.name.startswith("."):
+            path = path.with_name(path.name[1 : -len(OLD)])
         meta = replace(meta, name=path.name)
-    _check_files(path)
+    _check_files(folder)
     return Avatar(meta, path)
 
 
@@ -377,6 +487,10 @@ def _load_tensors(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise AvatarError(f"{file} is damaged: {error}.", _AGAIN) from error
 
 
+def _load_state(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    return _load_tensors(folder / STATE) if (folder / STATE).exists() else {}
+
+
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.numpy import save_file
 
@@ -399,7 +513,8 @@ def _write_png(file: Path, image: Image) -> None:
     file.write_bytes(data.tobytes())
 
 
-def _write_meta(folder: Path, meta: AvatarMeta) -> None:
+def write_meta(folder: Path, meta: AvatarMeta) -> None:
+    """Describe the avatar in `folder`."""
     text = json.dumps(_plain(meta.to_json()), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / META).write_text(text + "\n", encoding="utf-8")
 
@@ -419,18 +534,23 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _new_folder(name: str) -> Iterator[Path]:
-    """A temporary folder that becomes the avatar `name` when the block ends well; nothing is left of it otherwise."""
-    home = folders.made(folders.avatars_dir())
-    final, old = home / name, home / f".{name}.old"
+    """A temporary folder that becomes the avatar `name` when the block ends well; nothing is left of it otherwise.
+
+    Only for whoever is `alone`.
+    """
+    home = folders.avatars_dir()
+    final, old = home / name, home / f".{name}{OLD}"
     with _storage(final):
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=home))
         try:
             yield temporary
             temporary.chmod(0o755)
-            shutil.rmtree(old, ignore_errors=True)
+            for path in (*temporary.iterdir(), temporary):
+                folders.flush(path)
             if final.exists():
                 final.rename(old)
             temporary.rename(final)
+            folders.flush(home)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -464,6 +584,14 @@ def _check_archive(archive: zipfile.ZipFile, file: Path) -> None:
     for info in infos:
         if info.file_size > FILES[info.filename]:
             raise AvatarError(f"{info.filename} in {file} would be {info.file_size >> 20} MiB.", "Do not import it.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise AvatarError(f"{info.filename} in {file} is packed in an unknown way.", _EXPORT)
+    whole, packed = sum(info.file_size for info in infos), file.stat().st_size
+    if whole > max(_BOMB[0] * packed, _BOMB[1]):
+        raise AvatarError(f"{file} unpacks to {whole >> 20} MiB, which no avatar does.", "Do not import it.")
+    home = folders.made(folders.avatars_dir())
+    if whole > shutil.disk_usage(home).free:
+        raise StorageError(f"{file} would take {whole >> 20} MiB in {home}, more than is free.", _ROOM)
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:

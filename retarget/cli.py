@@ -112,6 +112,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, is_ea
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite or delete without asking.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="How precisely to compute.")]
+Anyway = Annotated[bool, typer.Option("--yes", "-y", help="Begin even if memory or disk are not expected to suffice.")]
 PersonOption = Annotated[
     str, typer.Option("--person", metavar="largest|X,Y", help="Whom to follow: X,Y is a pixel of the first frame.")
 ]
@@ -155,12 +156,15 @@ def personalize(
     precision: PrecisionOption = _P.precision,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = _P.seed,
     restart: Annotated[bool, typer.Option("--restart", help="Do not continue an interrupted run.")] = _P.restart,
+    yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make an avatar of the person in a video or in photos."""
+    from . import forecast
     from .avatar import check_name
-    from .personalize import personalize
+    from .device import choose
+    from .personalize import expand, personalize
 
     picked = _pick(pick)
     _within("--frames", frames, 1, MAX_FRAMES)
@@ -173,12 +177,15 @@ def personalize(
         name = check_name(name)
     for path in inputs:
         _readable(path)
-    console = _console(ctx)
+    console = _console(ctx, goes_on=True)
     chosen = PersonalizeOptions(
         frames=frames, steps=steps, name=name, model=model, init=init, size=size, pick=picked, person=person,
         background=background, device=device, precision=precision, seed=seed, restart=restart,
     )  # fmt: skip
-    avatar = personalize(inputs, chosen, progress=console)
+    with forecast.announced(
+        lambda: forecast.personalize(expand(inputs), chosen, choose(device, precision)), console, yes=yes
+    ) as progress:
+        avatar = personalize(inputs, chosen, progress=progress)
     console.result(
         _describe(avatar),
         f"Avatar {avatar.name}: {avatar.path}",
@@ -213,15 +220,18 @@ def drive(
     person: PersonOption = _D.person,
     device: DeviceOption = _D.device,
     precision: PrecisionOption = _D.precision,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not continue an interrupted run.")] = _D.restart,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a video of an avatar doing what the person in the source does."""
+    from . import forecast
     from .avatar import Avatar, latest_avatar
+    from .device import choose
     from .drive import drive
 
-    console = _console(ctx)
+    console = _console(ctx, goes_on=True)
     _fraction("--smooth", smooth)
     _fraction("--output-smooth", output_smooth)
     _piece(start, end)
@@ -235,9 +245,13 @@ def drive(
     chosen = DriveOptions(
         align=align, smooth=smooth, background=background, audio=audio, compare=compare, start=start, end=end,
         size=size, watermark=watermark, device=device, precision=precision, person=person, output_smooth=output_smooth,
+        restart=restart,
     )  # fmt: skip
     who = Avatar.load(avatar) if avatar is not None else latest_avatar()
-    path = drive(who, source, out, chosen, progress=console)
+    with forecast.announced(
+        lambda: forecast.drive(who, source, out, chosen, choose(device, precision)), console, yes=yes
+    ) as progress:
+        path = drive(who, source, out, chosen, progress=progress)
     console.result({"out": str(path), "avatar": who.name, "avatar_id": who.id}, f"Written: {path}")
 
 
@@ -264,6 +278,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write a report there: JSON, Markdown, curves over K and T.")
     ] = None,
+    yes: Anyway = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -271,6 +286,8 @@ def evaluate(
 
     Lists (--init random,pretrain,meta --frames 1,3,5,10 --steps 0,20,200) are measured in all combinations.
     """
+    from . import forecast
+    from .device import choose
     from .evaluate import check, evaluate
 
     _within("--every", every, 1, MAX_STEPS)
@@ -290,7 +307,10 @@ def evaluate(
     if out is not None:
         _report_folder(out)
     console = _console(ctx)
-    report = evaluate(clips, chosen, progress=console)
+    with forecast.announced(
+        lambda: forecast.evaluate(clips, chosen, choose(device, precision)), console, yes=yes
+    ) as progress:
+        report = evaluate(clips, chosen, progress=progress)
     if json is not None:
         report.save_json(json)
     if out is not None:
@@ -318,15 +338,18 @@ def prepare(
     ] = None,
     val: Annotated[float, typer.Option(help="Share of the persons kept for validation.")] = _C.val,
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = _C.workers,
+    yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Pack videos into a corpus to train on."""
+    from . import forecast
     from .training.prepare import PrepareOptions, prepare
 
-    console = _console(ctx)
+    console = _console(ctx, goes_on=True)
     options = PrepareOptions(side, fps, quality, licence, source, None if table is None else str(table), val, workers)
-    index = prepare(clips, out, options, progress=console)
+    with forecast.announced(lambda: forecast.prepare(clips, out, options), console, yes=yes) as progress:
+        index = prepare(clips, out, options, progress=progress)
     left = index["left_out"]
     console.result(
         {"corpus": str(out), "clips": len(index["clips"]), "left_out": left},
@@ -338,7 +361,8 @@ def prepare(
 def train(
     ctx: typer.Context,
     stage: Annotated[
-        Literal["pretrain", "meta"], typer.Argument(metavar="pretrain|meta", help="All frames, or Reptile.")
+        Literal["pretrain", "meta", "parsing"],
+        typer.Argument(metavar="pretrain|meta|parsing", help="All frames, or Reptile; or dance-paper's judge."),
     ],
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that prepare made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an interrupted run goes on.")],
@@ -364,10 +388,13 @@ def train(
     precision: PrecisionOption = _T.precision,
     workers: Annotated[int, typer.Option(help="Processes that draw the tasks; 0: one per core.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what the run's folder holds.")] = False,
+    yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the weights that everybody starts from. `torchrun -m retarget train …` uses several GPUs or machines."""
+    from . import forecast
+    from .device import choose
     from .training.train import TrainOptions, train
 
     _model(model)
@@ -376,9 +403,13 @@ def train(
         stage, model, _config(config), None if init is None else str(init), steps, minutes, batch, rate,
         _counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device, precision,
     )  # fmt: skip
-    console = _console(ctx)
-    done = train(corpus, out, options, restart=restart, progress=console, workers=workers)
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    console = _console(ctx, goes_on=True)
+    speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
+    with forecast.announced(
+        lambda: forecast.train(corpus, out, options, choose(device, precision)) if speaks else None, console, yes=yes
+    ) as progress:
+        done = train(corpus, out, options, restart=restart, progress=progress, workers=workers)
+    if not speaks:
         return
     figures = ", ".join(f"{k} {number(v)}" for k, v in done.figures.items())
     console.result(
@@ -545,9 +576,11 @@ def weights_verify(ctx: typer.Context, json: Json = False, quiet: Quiet = False)
 # Checks of what was typed.
 
 
-def _console(ctx: typer.Context) -> Console:
+def _console(ctx: typer.Context, *, goes_on: bool = False) -> Console:
+    """Where the command prints; `goes_on`: whether the same command later goes on where it was interrupted."""
     console = ctx.find_object(Console)
     assert console is not None  # main passes it
+    console.goes_on = goes_on
     return console
 
 

@@ -19,13 +19,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from .errors import DeviceError, InputError, RetargetError, StorageError, UsageError
+from .errors import DeviceError, InputError, RetargetError, StorageError, UsageError, out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -36,6 +36,16 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 PERIOD: Final = 5.0
 """Seconds between two plain lines about the same stage."""
+
+
+class Ended(SystemExit):
+    """A signal that asks the process to end, as an exception."""
+
+    code: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
 
 
 @dataclass(frozen=True)
@@ -53,16 +63,18 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, RetargetError):
         return Failure(type(error).__name__, error.message, error.remedy, error.exit_code)
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return Failure("Interrupted", "Interrupted; nothing half-written is left.", "", INTERRUPTED)
+        return Failure("Interrupted", "Interrupted; no half-written result is left.", "", INTERRUPTED)
+    if isinstance(error, Ended):
+        return Failure("Interrupted", f"Ended by {error.name}; no half-written result is left.", "", error.code)
     if hasattr(error, "format_message"):  # typer's own, about what was typed
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "retarget"
         sentence = str(error.format_message()).replace("Value error, ", "").strip()
         sentence += "" if sentence.endswith((".", "?", "!")) else "."
         return Failure("UsageError", sentence, f"See {command} --help.", UsageError.exit_code)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return Failure(
-            "DeviceError",
+            "OutOfMemory",
             "The device ran out of memory.",
             "Close other programs, or choose a smaller --size or --device cpu.",
             DeviceError.exit_code,
@@ -78,13 +90,6 @@ def explain(error: BaseException) -> Failure:
     )
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    names = {cls.__name__ for cls in type(error).__mro__}  # without importing torch
-    return "OutOfMemoryError" in names or ("RuntimeError" in names and "can't allocate memory" in str(error))
-
-
 def _explain_os(error: OSError) -> Failure:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -93,7 +98,8 @@ def _explain_os(error: OSError) -> Failure:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "Change the permissions, or choose another folder."
         return Failure("StorageError", f"Access denied{where}.", remedy, StorageError.exit_code)
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+    odd = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    if odd or isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return Failure("InputError", f"{error.strerror}{where}.", "Check the path.", InputError.exit_code)
     return Failure(type(error).__name__, f"{error.strerror or error}{where}.", _DEBUG, RetargetError.exit_code)
 
@@ -125,10 +131,12 @@ class Console:
 
     json   one JSON object per line on stdout.
     quiet  only what was asked for, and errors.
+    goes_on  whether the same command, run again after an interruption, goes on where it stopped.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
+        self.goes_on = False
         self._stage: _Stage | None = None
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
@@ -228,6 +236,8 @@ class Console:
         self._stage = None  # it did not finish
         self.close()
         failure = explain(error)
+        if self.goes_on and failure.type == "Interrupted":
+            failure = replace(failure, remedy="The same command goes on where it stopped.")
         if os.environ.get("RETARGET_DEBUG", "0") not in ("", "0"):
             traceback.print_exception(error, file=sys.stderr)
         if self.json:
@@ -256,11 +266,13 @@ class Console:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except Ended as error:
+            return self.fail(error)
         except SystemExit as error:
             self.close()
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # typer's: no command was given, show what there is
+            if type(error).__name__ == "NoArgsIsHelpError" and not self.json:  # typer's: show what there is
                 _print(str(error), sys.stderr)
                 return UsageError.exit_code
             return self.fail(error)
@@ -372,7 +384,7 @@ def _signals() -> Iterator[None]:
     """SIGTERM and SIGHUP as exceptions, so that `finally` runs; only the main thread can say so."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Ended(number)
 
     names = [s for s in ("SIGTERM", "SIGHUP") if hasattr(signal, s)]
     if threading.current_thread() is not threading.main_thread():

@@ -1,15 +1,18 @@
-"""Where and how precisely to compute. Nothing ever falls silently from a GPU to the CPU."""
+"""Where and how precisely to compute, and what to do when memory runs out. Nothing ever falls silently from a GPU to
+the CPU."""
 
 from __future__ import annotations
 
+import gc
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 
-from .errors import DeviceError, UsageError
+from .errors import DeviceError, OutOfMemory, UsageError, out_of_memory
 from .types import Progress, Silent
 
 DEVICES: Final = ("auto", "cpu", "cuda", "mps")
@@ -18,6 +21,8 @@ PRECISIONS: Final[dict[str, torch.dtype]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+Rung = TypeVar("Rung")
+Result = TypeVar("Result")
 _OTHERS: Final = "Otherwise use --device auto or --device cpu."
 
 
@@ -132,3 +137,76 @@ def _device(name: str) -> torch.device:
     elif kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("mps was asked for, but this is no Mac with Metal, or torch was built without it.", _OTHERS)
     return torch.device(f"cuda:{number}" if colon else kind)
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+class Ladder(Generic[Rung]):
+    """Ways of doing one thing that need less and less memory. Whoever is on a lower rung stays there.
+
+    Args:
+        what: is done, for people: "drawing the frames".
+        rungs: words for people ("half the size") → what `run` gives to its work; the words of the first are not said.
+        progress: is warned of each step down.
+
+    said  the sentences about steps down are added to it, for the records.
+    """
+
+    def __init__(
+        self, what: str, rungs: Mapping[str, Rung], progress: Progress | None = None, said: list[str] | None = None
+    ) -> None:
+        self.what, self.progress = what, progress or Silent()
+        self.rungs = list(rungs.items())
+        self.place = 0
+        self.said = [] if said is None else said
+
+    @property
+    def rung(self) -> Rung:
+        """What the rung of now gives to the work."""
+        return self.rungs[self.place][1]
+
+    def run(self, work: Callable[[Rung], Result]) -> Result:
+        """`work` on the rung of now; whenever memory runs out, again from the start on the next lower one.
+
+        Raises OutOfMemory on the last rung. Whatever else `work` raises passes.
+        """
+        while True:
+            try:
+                return work(self.rung)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                if self.place + 1 == len(self.rungs):
+                    raise no_memory(self.what) from error
+            # Only here is the error gone, and with it what its traceback held.
+            release()
+            self.place += 1
+            self.said.append(f"Memory ran out while {self.what}: going on with {self.rungs[self.place][0]}.")
+            self.progress.warn(self.said[-1])
+
+
+@contextmanager
+def enough_memory(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns every kind of "no memory left" inside into OutOfMemory; `what` was done, for people."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error) or isinstance(error, OutOfMemory):
+            raise
+        raise no_memory(what, remedy) from error
+
+
+def no_memory(what: str, remedy: str = "") -> OutOfMemory:
+    """The error that says so."""
+    return OutOfMemory(
+        f"Memory ran out while {what}.",
+        remedy or "Close other programs, or use smaller pictures (--size) or --device cpu.",
+    )
+
+
+def release() -> None:
+    """Give memory back that nobody uses any more, to the GPU too."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

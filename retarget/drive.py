@@ -3,29 +3,36 @@
     source ─ poses (cached) ─ gaps filled, smoothed, fitted to the avatar's body ─ pose maps ─ model ─ video, sound
 
 Two passes over the source: the first estimates the poses, the second renders as a stream, so that memory does not grow
-with the length of the video.
+with the length of the video. Both keep what they have finished: whatever ends a run, the same command goes on there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import UsageError
+from .errors import DeviceError, UsageError
 from .types import Image, PoseTrack, Progress, Silent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .avatar import Avatar
     from .device import Compute
     from .models.base import Identity, RetargetModel
+    from .motion import Movement
     from .video import VideoInfo
 
 PLATE_FRAMES = 40
+SMALLER = {"the full size": 1, "half the size, enlarged": 2, "a quarter of the size, enlarged": 4}
+"""How frames are drawn when memory is short: words → by what the size is divided."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class DriveOptions:
     output_smooth  of the result's pictures over time, 0 to 1: calms slow flicker.
     person      `largest`, or `X,Y`: the person at this pixel of the first frame.
     device, precision  see `device.choose`.
+    restart     do not go on with an interrupted run.
     """
 
     align: str = "auto"
@@ -60,6 +68,7 @@ class DriveOptions:
     person: str = "largest"
     device: str = "auto"
     precision: str = "auto"
+    restart: bool = False
 
 
 def drive(
@@ -76,7 +85,8 @@ def drive(
     Args:
         avatar: an avatar, its name, its folder, or None for the one personalised last.
         source: a video, or a motion file (`pose.save_motion`).
-        out: the video to write: .mp4, .mov, .mkv or .webm; it appears under its name when it is complete.
+        out: the video to write: .mp4, .mov, .mkv or .webm; it appears under its name when it is complete. A run that
+            was interrupted is gone on with by the next one of the same inputs and options.
         options: how; keyword arguments named like its fields change single ones.
         progress: is told what happens.
 
@@ -99,15 +109,20 @@ def drive(
         avatar = store.latest_avatar()
     elif not isinstance(avatar, store.Avatar):
         avatar = store.Avatar.load(avatar)
+    avatar = avatar.opened()
 
-    model, identity, stored = load(avatar, compute)
-    track = movement(source, avatar, stored, options, progress)
+    with device.enough_memory("loading the avatar"):
+        model, identity, stored = load(avatar, compute)
+    with device.enough_memory("estimating the poses"):
+        track = movement(source, avatar, stored, options, progress)
     render(avatar, model, identity, track, source, out, options, compute, progress)
     return out
 
 
 def check(options: DriveOptions, source: Path, out: Path) -> None:
-    """Raises UsageError for options that cannot be."""
+    """Raises UsageError for options that cannot be, StorageError for an `out` that cannot be written."""
+    from .video import check_out
+
     if options.align not in ("auto", "none"):
         raise UsageError(f"There is no alignment “{options.align}”.", "Use --align auto or none.")
     for name in ("smooth", "output_smooth"):
@@ -131,6 +146,7 @@ def check(options: DriveOptions, source: Path, out: Path) -> None:
             raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
     if source.suffix == ".npz" and (options.compare or options.background == "source"):
         raise UsageError(f"{source.name} holds a motion without pictures.", "Use the video itself as --source.")
+    check_out(out, options.background == "transparent")
 
 
 def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dict[str, Any]]:
@@ -139,16 +155,19 @@ def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dic
 
     from .errors import AvatarError
     from .models import build
-    from .references import references
+    from .references import check_stored, references
 
     stored = dict(avatar.tensors())
-    model = build(avatar.model, avatar.meta.config)
     state = avatar.state()
     try:
+        model = build(avatar.model, avatar.meta.config)
+        check_stored(stored, avatar.meta.size, avatar.meta.frames)
+        if not all(bool(torch.from_numpy(v).isfinite().all()) for v in state.values()):
+            raise ValueError("its network holds values that are not numbers")
         if state:
             model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         known = references(stored)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, UsageError) as error:
         raise AvatarError(
             f"The avatar {avatar.path} is damaged: {str(error).splitlines()[0]}.", "Run retarget personalize again."
         ) from error
@@ -160,36 +179,34 @@ def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dic
 
 def movement(
     source: Path, avatar: Avatar, stored: dict[str, Any], options: DriveOptions, progress: Progress
-) -> PoseTrack:
+) -> Movement:
     """The poses to draw, in pixels of the avatar's picture: one per frame of the source's piece."""
-    from . import motion
-    from .pose import PoseOptions, estimate
+    from .motion import Movement, body_of
+    from .pose import PoseOptions, estimated
     from .references import stored_track
 
-    track = estimate(
+    motion = estimated(
         source, PoseOptions(person=options.person), start=options.start, end=options.end, progress=progress
     )
-    track = motion.smooth(motion.fill_gaps(track), options.smooth)
-    if options.align == "none":
-        return motion.scale_to(track, avatar.size)
-    body = motion.body_of(stored_track(stored, "track"))
-    return motion.fit(track, body, size=avatar.size, progress=progress)
+    body = body_of(stored_track(stored, "track")) if options.align == "auto" else None
+    return Movement(motion, smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 
 
 def render(
     avatar: Avatar,
     model: RetargetModel,
     identity: Identity,
-    track: PoseTrack,
+    track: Movement,
     source: Path,
     out: Path,
     options: DriveOptions,
     compute: Compute,
     progress: Progress,
 ) -> None:
-    """Draw every pose of the track and write the video."""
+    """Draw every pose of the track that no run before has drawn, and write the video."""
+    from . import folders
     from .references import working_size
-    from .video import open_reader, open_writer, probe, timestamps
+    from .video import open_reader, open_segments, probe, timestamps
 
     info = None if source.suffix == ".npz" else probe(source)
     if info is not None and info.damage:
@@ -205,101 +222,259 @@ def render(
         assert info is not None
         beside = (working_size(round(info.width * size[1] / info.height), size[1], 1 << 30)[0], size[1])
         shown = (beside[0] + size[0], size[1])
+    what = everything(avatar, source, out, options, compute)
+    metadata = tags(avatar)
     with ExitStack() as stack:
-        plates = stack.enter_context(backgrounds(options, source, info, size, progress))
-        originals: Iterator[Image] | None = None
-        if options.compare:
-            originals = stack.enter_context(open_reader(source, start=options.start, end=options.end, size=beside))
-        write = stack.enter_context(
-            open_writer(
-                out, shown, track.fps,
+        folder = stack.enter_context(folders.work("drive", what, restart=options.restart))
+        first, memory, notes = recalled(folder, model, compute)
+        segments = stack.enter_context(
+            open_segments(
+                folder, out, shown, track.fps, first=first,
                 audio_from=source if options.audio and info is not None and info.has_audio else None,
-                start=options.start, end=options.end, metadata=tags(avatar), alpha=transparent,
+                start=options.start, end=options.end, metadata=metadata, alpha=transparent,
                 timestamps=spacing,
                 colour="bt709" if avatar.meta.extra.get("colour") == "bt709" else "bt601",
             )
         )  # fmt: skip
-        progress.stage("Rendering", len(track))
-        for picture in pictures(model, identity, track, size, compute, plates, transparent, options.output_smooth):
+        if segments.first != first:
+            first, memory, notes = 0, Memory(), []
+        plates = stack.enter_context(backgrounds(options, source, info, size, progress, first))
+        originals: Iterator[Image] | None = None
+        if options.compare and first < len(track):
+            originals = stack.enter_context(
+                open_reader(source, start=options.start, end=options.end, size=beside, skip=first)
+            )
+        if first:
+            progress.note(f"Going on at frame {first} of {len(track)}.")
+        progress.stage("Rendering", len(track) - first)
+        latest = [memory]
+        drawn = pictures(
+            model, identity, track, size, compute, plates, transparent, options.output_smooth,
+            first=first, latest=latest, progress=progress, notes=notes,
+        )  # fmt: skip
+        for t, picture in enumerate(drawn, first):
             if options.watermark:
                 picture = marked(picture)
             if originals is not None:
                 picture = side_by_side(next(originals), picture)
-            write(picture)
+            segments.write(picture)
+            if segments.full:
+                segments.cut(partial(remember, folder, t + 1, model, latest[0], tuple(notes)))
             progress.advance()
+        if notes:
+            metadata["retarget_notes"] = " ".join(notes)
+
+
+def everything(
+    avatar: Avatar, source: Path, out: Path, options: DriveOptions, compute: Compute
+) -> dict[str, str | int | float | bool | None]:
+    """All that decides the pictures: what was made of anything else cannot be gone on with."""
+    import torch
+
+    from . import __version__
+    from .pose import digest
+    from .video import SEGMENT, ffmpeg
+
+    person = hashlib.sha256(repr(sorted(avatar.meta.config.items())).encode())
+    for group in (avatar.tensors(), avatar.state()):
+        for name, array in sorted(group.items()):
+            person.update(f"{name} {array.dtype} {array.shape}".encode())
+            person.update(array.tobytes())
+    chosen = asdict(options)
+    del chosen["restart"]
+    if Path(options.background).is_file():
+        chosen["background"] = digest(Path(options.background))
+    return chosen | {
+        "source": digest(source),
+        "avatar": f"{avatar.id} {avatar.model} {person.hexdigest()}",
+        "kind": out.suffix.lower(),
+        "device": compute.device.type,
+        "precision": compute.precision,
+        "versions": f"{__version__} {torch.__version__} {Path(ffmpeg()).name} {SEGMENT}",
+    }
+
+
+class Memory(NamedTuple):
+    """What the next frame has to know of the one before.
+
+    condition, state  the model's.
+    coarse            (1, 3, H / 8, W / 8) float32: the picture as it was smoothed, if it is to be over time.
+    shrink            by what the size was divided; the model's memory is of this size.
+    exact             whether low precision has failed.
+    """
+
+    condition: Any = None
+    state: Any = None
+    coarse: Tensor | None = None
+    shrink: int = 1
+    exact: bool = False
+
+
+def remember(folder: Path, frame: int, model: RetargetModel, memory: Memory, notes: Sequence[str]) -> None:
+    """Write down what frame number `frame` has to know, now that all before it is in `folder`."""
+    from .checkpoint import save
+
+    tensors = {f"state.{name}": tensor.cpu() for name, tensor in model.packed(memory.state).items()}
+    if memory.coarse is not None:
+        tensors["coarse"] = memory.coarse.cpu().contiguous()
+    said = {"frame": frame, "shrink": memory.shrink, "exact": memory.exact, "notes": list(notes)}
+    save(folder / "memory.safetensors", tensors | said)
+
+
+def recalled(folder: Path, model: RetargetModel, compute: Compute) -> tuple[int, Memory, list[str]]:
+    """The frame to go on with, what it has to know (but the condition, which the poses tell), and the notes so far."""
+    from .checkpoint import load
+
+    try:
+        known = load(folder / "memory.safetensors")
+    except ValueError:
+        known = None
+    if known is None:
+        return 0, Memory(), []
+    state = model.unpacked({k.removeprefix("state."): v for k, v in known.items() if k.startswith("state.")})
+    coarse = known["coarse"].to(compute.device) if "coarse" in known else None
+    return known["frame"], Memory(None, state, coarse, known["shrink"], known["exact"]), known["notes"]
 
 
 def pictures(
     model: RetargetModel,
     identity: Identity,
-    track: PoseTrack,
+    track: PoseTrack | Movement,
     size: tuple[int, int],
     compute: Compute,
     plates: Iterator[Image] | None = None,
     transparent: bool = False,
     calm: float = 0.0,
+    *,
+    first: int = 0,
+    latest: list[Memory] | None = None,
+    progress: Progress | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[Image]:
     """The frames one by one, (H, W, 3) uint8 RGB, or (H, W, 4) with straight alpha when `transparent`.
 
+    From the first frame on that memory does not suffice for, they are drawn smaller and enlarged; from the first one on
+    that is not finite in low precision, in fp32.
+
     Args:
         size: (width, height) of the frames.
-        plates: scenes to stand before, one per frame; None keeps the avatar's own.
+        plates: scenes to stand before, one per frame from `first` on; None keeps the avatar's own.
         calm: strength of the smoothing over time.
+        first: the frame to begin with.
+        latest: holds one memory, of the frame before `first` (its condition aside); kept up to date.
+        progress: is warned of what had to be done for want of memory or of precision.
+        notes: the same sentences are added to it, for the records.
+
+    Raises:
+        OutOfMemory: not even a quarter of the size can be drawn.
+        DeviceError: a frame is not finite in fp32.
     """
     import torch
-    import torch.nn.functional as F
 
+    from .device import Ladder
     from .references import pixels, poses
 
-    state, condition, before = None, None, None
-    scene: Image | None = None
+    progress, notes = progress or Silent(), [] if notes is None else notes
+    latest = [Memory()] if latest is None else latest
+    memory, scene = latest[0], None
+    ladder = Ladder("drawing the frames", SMALLER, progress, notes)
+    ladder.place = list(SMALLER.values()).index(memory.shrink)
+    if memory.exact:
+        compute = compute.full_precision()
+    if first:
+        recent = poses(track.select(range(max(0, first - model.window), first))).to(compute.device)
+        width, height = (side // memory.shrink for side in size)
+        memory = memory._replace(condition=model.condition(recent, (height, width)))
     if transparent:
         # Before black, of which no shading leaves anything on the person.
         identity = model.before(identity, torch.full((1, 3, 8, 8), -1.0, device=compute.device))
-    for t in range(len(track)):
+    for t in range(first, len(track)):
         if plates is not None:
             plate = next(plates)
             if plate is not scene:
                 scene = plate
                 identity = model.before(identity, pixels(plate)[None].to(compute.device))
-        window = poses(track.select([t]))
-        with torch.inference_mode(), compute.autocast():
-            condition = model.condition(window.to(compute.device), (size[1], size[0]), condition)
-            frame, state = model(condition, identity, state)
-            rgb = frame.rgb.float()
-            if calm > 0:
-                # Only what is coarser than about 1 % of the picture is calmed: moving detail must not ghost.
-                coarse = F.interpolate(rgb, scale_factor=1 / 8, mode="area")
-                slow = coarse if before is None else torch.lerp(coarse, before, 0.7 * calm)
-                rgb = rgb + F.interpolate(slow - coarse, rgb.shape[2:], mode="bilinear", align_corners=False)
-                before = slow
-            rgb = ((rgb[0] + 1) * 127.5).clamp(0, 255)
-            if transparent:
-                assert frame.matte is not None
-                matte = frame.matte[0].float()
-                straight = rgb / matte.clamp_min(1 / 255)
-                rgb = torch.cat([straight.clamp(0, 255), 255 * matte])
-            image = rgb.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-        yield image
+        frame = partial(_drawn, model, identity, track.select([t]), size, memory, transparent, calm)
+        picture, remembered = ladder.run(partial(frame, compute))
+        if not picture.isfinite().all() and compute.precision != "fp32":
+            notes.append(f"Frame {t} was not finite in {compute.precision}: from there on in fp32.")
+            progress.warn(notes[-1])
+            compute = compute.full_precision()
+            memory = memory._replace(exact=True)
+            picture, remembered = ladder.run(partial(frame, compute))
+        if not picture.isfinite().all():
+            raise DeviceError(
+                f"Frame {t} cannot be drawn: its pixels are not finite.",
+                "Try --device cpu; if that does not help, make the avatar anew with retarget personalize.",
+            )
+        memory = latest[0] = remembered._replace(exact=memory.exact)
+        yield picture.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _drawn(
+    model: RetargetModel,
+    identity: Identity,
+    pose: PoseTrack,
+    size: tuple[int, int],
+    memory: Memory,
+    transparent: bool,
+    calm: float,
+    compute: Compute,
+    shrink: int,
+) -> tuple[Tensor, Memory]:
+    """One frame drawn at 1 / `shrink` of `size`: (3 or 4, H, W) float32 in 0..255, not clamped; what to remember."""
+    import torch
+    import torch.nn.functional as F
+
+    from .references import poses
+
+    width, height = (side // shrink for side in size)
+    before = memory if memory.shrink == shrink else Memory()
+    with torch.inference_mode(), compute.autocast():
+        condition = model.condition(poses(pose).to(compute.device), (height, width), before.condition)
+        frame, state = model(condition, identity, before.state)
+        rgb, matte, coarse = frame.rgb.float(), frame.matte, None
+        if shrink > 1:
+            rgb = F.interpolate(rgb, size[::-1], mode="bilinear", align_corners=False)
+        if calm > 0:
+            # Only what is coarser than about 1 % of the picture is calmed: moving detail must not ghost.
+            now = F.interpolate(rgb, scale_factor=1 / 8, mode="area")
+            coarse = now if memory.coarse is None else torch.lerp(now, memory.coarse, 0.7 * calm)
+            rgb = rgb + F.interpolate(coarse - now, rgb.shape[2:], mode="bilinear", align_corners=False)
+        rgb = (rgb[0] + 1) * 127.5
+        if transparent:
+            assert matte is not None
+            matte = matte.float()
+            if shrink > 1:
+                matte = F.interpolate(matte, size[::-1], mode="bilinear", align_corners=False)
+            rgb = torch.cat([rgb.clamp(0, 255) / matte[0].clamp_min(1 / 255), 255 * matte[0]])
+    return rgb, Memory(condition, state, coarse, shrink)
 
 
 @contextmanager
 def backgrounds(
-    options: DriveOptions, source: Path, info: VideoInfo | None, size: tuple[int, int], progress: Progress
+    options: DriveOptions,
+    source: Path,
+    info: VideoInfo | None,
+    size: tuple[int, int],
+    progress: Progress,
+    first: int = 0,
 ) -> Iterator[Iterator[Image] | None]:
-    """The scenes of `--background`, one per frame without end; None for the avatar's own."""
+    """The scenes of `--background`, one per frame from `first` on without end; None for the avatar's own."""
     from . import background
-    from .video import is_image, open_reader, read_image
+    from .video import is_image, open_reader, probe, read_image
 
     def forever(image: Image) -> Iterator[Image]:
         while True:
             yield image
 
     def looped(path: Path) -> Iterator[Image]:
+        skip = first % probe(path).frames
         while True:
-            with open_reader(path) as frames:
+            with open_reader(path, skip=skip) as frames:
                 for frame in frames:
                     yield background.cover(frame, size)
+            skip = 0
 
     wanted = options.background
     if wanted in ("plate", "transparent"):

@@ -8,6 +8,7 @@ RetargetError            1
 │   └── AvatarError          unknown, damaged or newer avatar
 ├── WeightsError         4   weights missing, unreachable or wrong
 ├── DeviceError          5   the chosen device cannot do it
+│   └── OutOfMemory          not even for the smallest way of doing it
 └── StorageError         6   disk full, folder not writable
 """
 
@@ -71,7 +72,26 @@ class DeviceError(RetargetError):
     exit_code = 5
 
 
+class OutOfMemory(DeviceError):
+    """The memory of the machine or of its GPU does not suffice."""
+
+
 class StorageError(RetargetError):
     """Disk full, or a folder that cannot be written."""
 
     exit_code = 6
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, of whichever library, says that there was no memory left."""
+    names = {cls.__name__ for cls in type(error).__mro__}  # without importing torch or OpenCV
+    if names & {"MemoryError", "OutOfMemoryError", "OutOfMemory"}:
+        return True
+    what = str(error)
+    # torch on the CPU; cuDNN and cuBLAS, whose workspaces torch does not allocate itself; OpenCV's error -4.
+    return ("RuntimeError" in names and any(words in what for words in _NO_MEMORY)) or (
+        type(error).__module__ == "cv2" and getattr(error, "code", 0) == -4
+    )
+
+
+_NO_MEMORY = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -271,7 +271,7 @@ def evaluate(
     for number, clip in enumerate(chosen, 1):
         title = clip.name if len(chosen) == 1 else f"{clip.name} ({number} of {len(chosen)})"
         try:
-            with own_home() as folder:
+            with own_home() as folder, device.enough_memory(f"measuring {clip.name}"):
                 line, missed = measure(clip, folder, options, perceptual, _Titled(progress, title))
             done.append({"clip": clip.name} | line)
             if not missed:
@@ -423,10 +423,11 @@ def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[P
 
 def unlearned(avatar: Avatar, folder: Path) -> Avatar:
     """`avatar` without anything learned, in a new folder: its moved parts on its plate are left."""
-    from .avatar import STATE, Avatar
+    from .avatar import STATE, Avatar, write_meta
 
     shutil.copytree(avatar.path, folder, ignore=shutil.ignore_patterns(STATE))
-    return Avatar(replace(avatar.meta, model="dance", config={}, weights=None), folder)
+    write_meta(folder, replace(avatar.meta, model="dance", config={}, weights=None))
+    return Avatar.load(folder)
 
 
 def copy(avatar: Avatar, me: Path, truth: Path, out: Path, progress: Progress) -> None:

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ PATIENCE: Final = 60.0
 """Seconds to wait for another process."""
 KEPT: Final = 14 * 24 * 3600.0
 """Seconds for which unfinished work is kept."""
+LEFT_BEHIND: Final = 3600.0
+"""Seconds after which a temporary file that nobody writes to belongs to nobody."""
 
 
 def _home() -> Path | None:
@@ -68,14 +70,46 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, and move it into place."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what the block writes there takes the place of `path` when it ends well.
+
+    At no moment is there half a file, a power cut included.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, and move it into place."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def flush(path: Path) -> None:
+    """Let a file, or the names in a folder, outlast a power cut: else a rename may reach the disk before the data."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sweep(folder: Path, *, older: float = LEFT_BEHIND) -> None:
+    """Delete the temporary files (`.NAME.tmp`, `.NAME.part`) that killed processes left in `folder`.
+
+    Args:
+        older: seconds for which nobody has written to them; 0 for whoever is alone in the folder.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):
+            if path.suffix in (".tmp", ".part") and time.time() - path.stat().st_mtime >= older:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -114,15 +148,31 @@ def work(kind: str, what: Mapping[str, Any], *, restart: bool = False, patience:
     told = json.dumps(what, sort_keys=True, indent=1)
     folder = made(cache_dir() / "work") / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
     with locked(folder, f"The unfinished work in {folder}", patience=patience):
+        gone = folder.with_name(f".{folder.name}.tmp")
         if restart:
-            shutil.rmtree(folder, ignore_errors=True)
+            _forget(folder, gone)
         _forget_old(folder.parent)
         made(folder)
         if not (folder / "what.json").exists():
             replace_file(folder / "what.json", told.encode())
+        sweep(folder, older=0)
         os.utime(folder)
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        except BaseException:
+            if [path.name for path in folder.iterdir()] == ["what.json"]:  # nothing to go on with
+                _forget(folder, gone)
+            raise
+        _forget(folder, gone)
+
+
+def _forget(folder: Path, gone: Path) -> None:
+    """Delete a folder at once, as far as its name goes: half of it is never found again."""
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(gone)
+    for path in (gone, folder):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _forget_old(folder: Path) -> None:

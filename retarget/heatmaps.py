@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch
@@ -41,6 +42,18 @@ FACE_CONTOURS: Final[dict[str, tuple[int, ...]]] = {
     "right_brow_upper": (70, 63, 105, 66, 107),
 }  # fmt: skip
 """Polylines of the face mesh that outline the face and its features; closed ones repeat their first point."""
+
+_C = FACE_CONTOURS
+FACE_LINES: Final[tuple[tuple[tuple[float, float, float], tuple[tuple[int, ...], ...]], ...]] = (
+    ((0, 1, 0), (_C["oval"][8:29],)),
+    ((1, 0.5, 0), ((300, 293, 334, 296, 336), (70, 63, 105, 66, 107))),
+    ((0, 0, 1), ((168, 6, 197, 195, 5, 4), (98, 97, 2, 326, 327))),
+    ((1, 0, 0), (_C["left_eye"], _C["right_eye"])),
+    ((1, 0, 1), (_C["lips_outer"],)),
+    ((0, 1, 1), (_C["lips_inner"],)),
+)
+"""A face drawn in lines, by colour (red, green, blue in 0..1): jaw, brows, nose, eyes, outer and inner lips. The mesh
+of 468 points knows no irises. Both sides have the same colours, so that a drawing's mirror image is a drawing, too."""
 
 _HANDS, _FEET = (
     [[J[f"{side}_{joint}"] for joint in joints] for side in ("left", "right")]
@@ -132,6 +145,52 @@ def pose_maps(
         _dots(maps[:, 11:13], points, met, _HAND_DOT * scale, y, x)
         _dots(maps[:, 13:15], xyz[:, tables.feet], found[:, tables.feet], _FOOT_DOT * scale, y, x)
         return maps
+
+
+@torch.no_grad()
+def face_lines(face: Tensor, size: tuple[int, int], *, picture: tuple[float, float], width: float = 2.0) -> Tensor:
+    """Draw face meshes as coloured lines (Few-Shot Adversarial Talking Heads §3.1: landmarks "rasterized into
+    three-channel images using a predefined set of colors to connect certain landmarks with line segments").
+
+    Args:
+        face: (B, 468, 2 or more) x, y in pixels of the picture; NaN: not found.
+        size: (height, width) of the drawing.
+        picture: (height, width) of the picture that the coordinates belong to.
+        width: of the lines, in pixels of the drawing: about that of their half strength.
+
+    Returns:
+        (B, 3, height, width) float32 in 0..1; black where no face was found. Lines of different colours that cross show
+        the larger of each channel.
+    """
+    with torch.autocast(face.device.type, enabled=False):
+        ends, colours = _lines(face.device)
+        zoom = face.new_tensor([size[1] / picture[1], size[0] / picture[0]]).float()
+        xy = face[..., :2].float() * zoom
+        found = xy.isfinite().all(-1)
+        xy = xy.nan_to_num(0.0, 0.0, 0.0)
+        # Lines are rows of dots; groups that have fewer segments repeat their last one.
+        along = torch.linspace(0, 1, _DOTS, device=face.device)[:, None]
+        a, b = (xy[:, ends[..., i], None] for i in (0, 1))
+        points = torch.lerp(a, b, along).flatten(2, 3)
+        known = (found[:, ends[..., 0]] & found[:, ends[..., 1]]).repeat_interleave(_DOTS, 2)
+        y = torch.arange(size[0], device=face.device, dtype=torch.float32) + 0.5
+        x = torch.arange(size[1], device=face.device, dtype=torch.float32) + 0.5
+        masks = xy.new_empty((len(face), len(colours), *size))
+        # A Gaussian is at half its height 1.18 sigma from its middle.
+        _dots(masks, points, known, xy.new_full((len(face),), width / 2.35), y, x)
+        return (masks[:, :, None] * colours[:, :, None, None]).amax(1)
+
+
+_DOTS = 16  # per segment: no gaps as long as a segment is shorter than some 16 pixels
+
+
+@cache
+def _lines(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The segments of each colour, (G, N, 2 ends), and the colours, (G, 3)."""
+    groups = [[pair for line in lines for pair in pairwise(line)] for _, lines in FACE_LINES]
+    most = max(map(len, groups))
+    ends = [group + group[-1:] * (most - len(group)) for group in groups]
+    return torch.tensor(ends, device=device), torch.tensor([c for c, _ in FACE_LINES], device=device)
 
 
 def stack_poses(window: Sequence[Tensor], count: int = WINDOW) -> Tensor:

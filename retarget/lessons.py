@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import weights
 from .metrics import foreground_psnr, foreground_ssim
-from .models.base import Batch, Frame, Objective, RetargetModel, stacked
-from .models.losses import matte_loss, pyramid_loss
+from .models.base import Batch, Frame, Objective, RetargetModel, rollout, stacked
+from .models.losses import VGG19, matte_loss, pyramid_loss
+from .models.parsing import Parser
 from .references import Gathered, pixels, poses, references, working_size
-from .training.fit import FitOptions, FitResult, fit
+from .training.fit import FitOptions, FitResult, FitState, fit
 from .training.player import Compute
 from .types import PoseTrack
 
@@ -37,9 +40,11 @@ class Lessons:
     truth to learn from; with K = 2 each side of the pair serves once; a single picture learns from warped copies of
     itself. What no parameter changes is drawn once (`RetargetModel.ahead`).
 
+    first      figures of the first validation, below which no later one may fall; to be kept with a checkpoint.
     identity   of all references at training size (what `tunable` is asked about).
     left_out   whether validation shows a picture that its identity does not know.
-    pairs      for each truth, the same pair with differently trembling poses, the first without.
+    pairs      for each truth, the same pair with differently trembling poses, the first without; and where a model
+               draws from fewer references than the others are (`RetargetModel.sources`), from each choice of them.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Lessons:
         windows = [w.scaled(self.size) for w in gathered.windows]
         truths = [self._truth(gathered, k) for k in range(count)]
         if count == 1:
-            identities = [self._encode(self._warped(stored, gathered, n)) for n in range(3)]
+            identities = [[self._encode(self._warped(stored, gathered, n))] for n in range(3)]
             windows, truths = windows * 3, truths * 3
             validation = 2
         else:
@@ -70,13 +75,19 @@ class Lessons:
             shown = range(min(count, TRUTHS))
             windows, truths = windows[: len(shown)], truths[: len(shown)]
             others = [[j for j in range(count) if j != k] for k in shown]
-            identities = [self._encode(references(stored, o, self.size)) for o in others]
+            identities = [
+                [self._encode(references(stored, known, self.size)) for known in _choices(o, model.sources)]
+                for o in others
+            ]
             # The first chosen is the most typical, the last the most particular: one between.
             validation = len(shown) - 1 if count < 3 else len(shown) // 2
         rng = np.random.default_rng(seed)
         self.pairs = [
-            [self._pair(windows[k], identities[k], truths[k], rng if n else None) for n in range(VARIANTS)]
-            for k in range(len(identities))
+            [
+                self._pair(windows[k], known[n % len(known)], truths[k], rng if n >= len(known) else None)
+                for n in range(max(VARIANTS, len(known)))
+            ]
+            for k, known in enumerate(identities)
         ]
         self.held_out = self.pairs.pop(validation)[0] if validate else self.pairs[0][0]
 
@@ -163,21 +174,39 @@ class Lessons:
         return {"fg_psnr": foreground_psnr(shown, true, inside), "fg_ssim": foreground_ssim(shown, true, inside)}
 
 
-def batches(pairs: Sequence[Sequence[Batch]], size: int, seed: int) -> Iterator[Batch]:
+def _choices(others: list[int], size: int | None) -> list[list[int]]:
+    """What a truth may be drawn from: all the others, then every `size` of them, if these are fewer."""
+    fewer = itertools.combinations(others, size) if size and size < len(others) else ()
+    return [others, *map(list, fewer)]
+
+
+def features(model: RetargetModel) -> dict[str, Any]:
+    """The trained networks that the model's objective takes (`RetargetModel.FEATURES`), as far as they are here."""
+    made = {
+        "vgg": ("vgg19", lambda tensors, _: VGG19(tensors)),
+        "parser": ("parsing", Parser.loaded),
+    }
+    here = {key: made[key] for key in model.FEATURES if weights.known(made[key][0]) and weights.at_hand(made[key][0])}
+    return {key: make(*weights.load(name)) for key, (name, make) in here.items()}
+
+
+def batches(pairs: Sequence[Sequence[Batch]], size: int, seed: int, first: int = 0) -> Iterator[Batch]:
     """Endless batches of `size` pairs: all truths in turn, repeated when they are fewer (MetaPix §3).
 
     Args:
         pairs: for each truth, the pair in several variants, of which one is drawn each time.
+        first: how many batches to leave out, because they were learned from before an interruption.
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []
-    while True:
+    for number in itertools.count():
         chosen: list[Batch] = []
         while len(chosen) < size:
             order = order or rng.permutation(len(pairs)).tolist()
             variants = pairs[order.pop()]
             chosen.append(variants[rng.integers(len(variants))])
-        yield stacked(chosen)
+        if number >= first:
+            yield stacked(chosen)
 
 
 def adapt(
@@ -190,12 +219,28 @@ def adapt(
     parameters: Iterable[nn.Parameter],
     validate: Callable[[], float] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoint: Callable[[FitState], None] | None = None,
+    resume: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """T steps on a person's pairs: what `personalize` runs, and each task of Reptile (MetaPix, Algorithm 1)."""
+    """T steps on a person's pairs: what `personalize` runs, and each task of Reptile (MetaPix, Algorithm 1).
+
+    `checkpoint` and `resume` are `fit`'s; whoever validates by `Lessons.validate` keeps `Lessons.first`, too.
+    """
+    first = 0 if resume is None else int(resume["step"])
     return fit(
-        model, objective, batches(pairs, options.batch, options.seed), parameters=parameters, compute=compute,
-        options=options, validate=validate, on_step=on_step,
+        model, objective, batches(pairs, options.batch, options.seed, first), parameters=parameters, compute=compute,
+        options=options, validate=validate, on_step=on_step, checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
+
+
+@torch.inference_mode()
+def drawn(model: RetargetModel, condition: Any, identity: Any, compute: Compute, count: int | None = None) -> Frame:
+    """A frame without a past, or `count` in a row (`rollout`); in float32 where it is not finite in less."""
+    with compute.autocast():
+        frame = rollout(model, condition, identity, None, count)
+    if compute.dtype != torch.float32 and not frame.rgb.isfinite().all():
+        frame = rollout(model, condition, identity, None, count)
+    return frame
 
 
 def as_image(rgb: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -8,15 +8,19 @@ theirs. Nothing is an angle, so lying, crouching and standing on the hands are n
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from fractions import Fraction
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .pose.base import pixels_per_metre
+from .pose import Motion
+from .pose.base import pixels_per_metre, unknown
 from .pose.base import seen as seen_of
-from .skeleton import FACE_JOINTS, J
+from .skeleton import FACE_JOINTS, FACE_POINTS, JOINTS, J
 from .types import Array, PoseTrack, Progress, Silent
 
 Float = npt.NDArray[np.floating]
@@ -55,7 +59,11 @@ BONE: Final = {name: i for i, name in enumerate(SEGMENTS)}
 # ---------------------------------------------------------------------------------------------------------------- gaps
 
 
-def fill_gaps(track: PoseTrack, longest: float = 0.5) -> PoseTrack:
+LONGEST: Final = 0.5
+"""Seconds of a gap that is interpolated."""
+
+
+def fill_gaps(track: PoseTrack, longest: float = LONGEST) -> PoseTrack:
     """`track` without gaps in the body: the pose is finite in every picture, provided it was found in one.
 
     Gaps of at most `longest` seconds between two poses are interpolated linearly; longer ones, and those at the ends,
@@ -66,16 +74,26 @@ def fill_gaps(track: PoseTrack, longest: float = 0.5) -> PoseTrack:
         return track
     most = int(longest * track.fps)
     body, world = _filled(track.body, most, hold=True), _filled(track.world, most, hold=True)
-    wrists, nose = body[:, WRISTS, None, :3] * _XY, body[:, None, NOSE, :3] * _XY
-    hands = np.stack([_filled(track.hands[:, i] - wrists[:, i], most, hold=False) for i in (0, 1)], axis=1) + wrists
-    face = _filled(track.face - nose, most, hold=False) + nose
-    # What was found stays as it was to the bit.
-    hands = np.where(np.isfinite(track.hands), track.hands, hands)
-    face = np.where(np.isfinite(track.face), track.face, face)
-    return replace(track, body=body, world=world, hands=hands.astype(np.float32), face=face.astype(np.float32))
+    wrists = body[:, WRISTS, None, :3] * _XY
+    hands = np.stack([_attached(track.hands[:, i], wrists[:, i], most) for i in (0, 1)], axis=1)
+    return replace(track, body=body, world=world, hands=hands, face=_attached(track.face, _nose(body), most))
 
 
 _XY: Final = np.array([1, 1, 0], np.float32)
+
+
+def _nose(body: Array) -> Array:
+    """(T, 1, 3) what the face mesh is attached to."""
+    return body[:, None, NOSE, :3] * _XY
+
+
+def _attached(points: Array, anchor: Array, most: int) -> Array:
+    """Points (T, N, 3) with gaps of at most `most` rows filled, relative to `anchor` (T, 1, 3)."""
+    if not np.isfinite(points[:, 0, 0]).any():
+        return points
+    filled = _filled(points - anchor, most, hold=False) + anchor
+    # What was found stays as it was to the bit.
+    return np.where(np.isfinite(points), points, filled).astype(np.float32)
 
 
 def _filled(values: Array, most: int, *, hold: bool) -> Array:
@@ -118,21 +136,26 @@ def smooth(track: PoseTrack, strength: float) -> PoseTrack:
     Args:
         strength: 0 (untouched: the same object is returned) to 1 (strongest).
     """
-    if strength <= 0 or len(track) < 2:
-        return track
-    strength = min(float(strength), 1.0)
-    fps, height = float(track.fps), 1.65 * _scale(track)
-    if not np.isfinite(height) or height <= 0:
+    height = 1.65 * _scale(track)
+    if strength <= 0 or len(track) < 2 or not np.isfinite(height) or height <= 0:
         return track
 
-    def filtered(values: Array, size: float) -> Array:
-        return _one_euro(values, fps, lowest=0.7 / strength, beta=7.0 / strength / size)
+    def filtered(values: Array, size: float = height) -> Array:
+        return _calmed(values, track.fps, strength, size)
 
-    body = np.concatenate([filtered(track.body[..., :3], height), track.body[..., 3:]], axis=2)
-    wrists, nose = track.body[:, WRISTS, None, :3] * _XY, track.body[:, None, NOSE, :3] * _XY
-    hands = filtered(track.hands - wrists, height) + body[:, WRISTS, None, :3] * _XY
-    face = filtered(track.face - nose, height) + body[:, None, NOSE, :3] * _XY
+    body = np.concatenate([filtered(track.body[..., :3]), track.body[..., 3:]], axis=2)
+    wrists = track.body[:, WRISTS, None, :3] * _XY
+    hands = filtered(track.hands - wrists) + body[:, WRISTS, None, :3] * _XY
+    face = track.face
+    if np.isfinite(face[:, 0, 0]).any():
+        face = filtered(face - _nose(track.body)) + _nose(body)
     return replace(track, body=body, world=filtered(track.world, 1.65), hands=hands, face=face)
+
+
+def _calmed(values: Array, fps: Fraction, strength: float, size: float) -> Array:
+    """Points (T, ..., 3) of a body of height `size`, filtered over time."""
+    strength = min(float(strength), 1.0)
+    return _one_euro(values, float(fps), lowest=0.7 / strength, beta=7.0 / strength / size)
 
 
 def _one_euro(values: Array, fps: float, lowest: float, beta: float, derivative_cutoff: float = 1.0) -> Array:
@@ -140,25 +163,29 @@ def _one_euro(values: Array, fps: float, lowest: float, beta: float, derivative_
 
     The cut-off is `lowest` + `beta` · speed (eq. 5), in Hz; the speed is the point's, the same for its D coordinates.
     """
-    there = _one_way(values, fps, lowest, beta, derivative_cutoff)
-    back = _one_way(values[::-1], fps, lowest, beta, derivative_cutoff)[::-1]
-    return ((there + back) / 2).astype(np.float32)
+    there = np.empty(values.shape, np.float64)
+    for row, now in zip(there, _one_way(values, fps, lowest, beta, derivative_cutoff), strict=True):
+        row[...] = now
+    out = np.empty(values.shape, np.float32)
+    back = _one_way(values[::-1], fps, lowest, beta, derivative_cutoff)
+    for row, one, other in zip(out[::-1], there[::-1], back, strict=True):
+        row[...] = (one + other) / 2
+    return out
 
 
-def _one_way(values: Float, fps: float, lowest: float, beta: float, derivative_cutoff: float) -> Float:
-    out = np.empty(values.shape, np.float64)
+def _one_way(values: Array, fps: float, lowest: float, beta: float, derivative_cutoff: float) -> Iterator[Float]:
     last = np.full(values.shape[1:], np.nan)
     slope = np.zeros(values.shape[1:])
     slow = _alpha(np.asarray(derivative_cutoff), fps)
-    for i, now in enumerate(values.astype(np.float64)):
+    for row in values:
+        now = row.astype(np.float64)
         fresh = ~np.isfinite(last)
         step = np.where(fresh, 0.0, (now - np.where(fresh, 0.0, last)) * fps)
         slope = np.where(fresh | ~np.isfinite(step), 0.0, slope + slow * (np.nan_to_num(step) - slope))
         speed = np.linalg.norm(slope, axis=-1, keepdims=True)
         alpha = _alpha(lowest + beta * speed, fps)
         last = np.where(fresh | ~np.isfinite(now), now, last + alpha * (now - last))
-        out[i] = last
-    return out
+        yield last
 
 
 def _alpha(cutoff: Float, fps: float) -> Float:
@@ -296,6 +323,8 @@ def _quantile(values: Float, weights: Float, share: float) -> float:
 SIDES: Final = (234, 454)
 """Points of the face mesh in front of the right and the left ear."""
 NOSE_BASE, FOREHEAD, CHIN = 2, 10, 152
+MARKS: Final = [*SIDES, FOREHEAD, CHIN]
+"""Points of the face mesh that tell where it looks."""
 
 
 def _head(track: PoseTrack, size: Float) -> tuple[Array, Array | None, Array]:
@@ -308,7 +337,7 @@ def _head(track: PoseTrack, size: Float) -> tuple[Array, Array | None, Array]:
     turn = np.zeros((2, 2), np.float32)
     if len(faces):
         mesh = _mesh(track)[faces] * size[faces, None, None]
-        facing = _facing(mesh)
+        facing = _facing(mesh[:, MARKS])
         best = np.argsort(-facing)[: max(1, min(9, len(faces) // 3))]
         frontal = mesh[best[0]]
         rotation = rotations(frontal[_firm(frontal)], mesh[:, _firm(frontal)])
@@ -335,10 +364,10 @@ def _mesh(track: PoseTrack) -> Float:
     return mesh - ear[:, None]
 
 
-def _facing(mesh: Float) -> Float:
-    """(T,) how far face meshes look into the camera: the cosine of the angle, 1 straight, -1 away."""
-    across = mesh[:, SIDES[1]] - mesh[:, SIDES[0]]
-    down = mesh[:, CHIN] - mesh[:, FOREHEAD]
+def _facing(marks: Float) -> Float:
+    """(T,) how far face meshes, given by their `MARKS`, look into the camera: the cosine of the angle, 1 straight, -1
+    away."""
+    across, down = marks[:, 1] - marks[:, 0], marks[:, 3] - marks[:, 2]
     inward = np.cross(across, down)  # x right, y down, z away from the camera
     cosine: Float = inward[:, 2] / np.maximum(np.linalg.norm(inward, axis=1), 1e-9)
     return cosine
@@ -407,7 +436,34 @@ def soft(values: Float, free: float | Float, limit: float | Float) -> Float:
     return np.where(over <= 0, values, np.sign(values) * (free + room * np.tanh(np.maximum(over, 0) / room)))
 
 
-def _attitude(track: PoseTrack, body: Body, fps: float) -> tuple[Float, Float, Mask]:
+class _Meshes(NamedTuple):
+    """What the fit needs to know of the driver's face meshes.
+
+    found   (T,) bool: the pictures that have one.
+    turn    (T, 3, 3) rotations relative to the avatar's template.
+    middle  (T, 3) mean of the firm points, float64.
+    spread  (T,) root of their summed squared distances from it.
+    """
+
+    found: Mask
+    turn: Float
+    middle: Float
+    spread: Float
+
+    @staticmethod
+    def of(face: Array, template: Array | None) -> _Meshes:
+        found = np.isfinite(face).all(axis=(1, 2))
+        if template is None:
+            none = np.full((len(face), 3), np.nan)
+            return _Meshes(found, np.broadcast_to(np.eye(3), (len(face), 3, 3)), none, none[:, 0])
+        firm = _firm(template.astype(np.float64))
+        mesh = face[:, firm].astype(np.float64)
+        middle = mesh.mean(axis=1)
+        spread = np.sqrt(((mesh - middle[:, None]) ** 2).sum(axis=(1, 2)))
+        return _Meshes(found, rotations(template[firm].astype(np.float64), mesh), middle, spread)
+
+
+def _attitude(track: PoseTrack, meshes: _Meshes, body: Body, fps: float) -> tuple[Float, Float, Mask]:
     """How the driver's head is turned and where it is.
 
     Returns:
@@ -420,15 +476,12 @@ def _attitude(track: PoseTrack, body: Body, fps: float) -> tuple[Float, Float, M
     head = body.head.astype(np.float64)
     joints = _head_joints(track)
     coarse, ear = rotations(head, joints), track.body[:, EARS, :3].astype(np.float64).mean(axis=1)
-    has_mesh = np.isfinite(track.face).all(axis=(1, 2))
+    has_mesh, fine = meshes.found, meshes.turn
     if body.face is None or not has_mesh.any():
         return coarse, ear, has_mesh
-    firm = _firm(body.face.astype(np.float64))
-    template, mesh = body.face[firm].astype(np.float64), track.face[:, firm].astype(np.float64)
-    fine = rotations(template, mesh)
-    spread = np.sqrt(((mesh - mesh.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)))
-    size = np.nanmedian(spread) / np.sqrt(((template - template.mean(axis=0)) ** 2).sum())
-    steady = mesh.mean(axis=1) - size * fine @ template.mean(axis=0)
+    template = body.face[_firm(body.face.astype(np.float64))].astype(np.float64)
+    size = np.nanmedian(meshes.spread) / np.sqrt(((template - template.mean(axis=0)) ** 2).sum())
+    steady = meshes.middle - size * fine @ template.mean(axis=0)
     steady[:, 2] = ear[:, 2]
 
     trust = np.exp(-_distance(np.arange(len(track)), np.flatnonzero(has_mesh)) / (0.3 * fps))
@@ -437,7 +490,7 @@ def _attitude(track: PoseTrack, body: Body, fps: float) -> tuple[Float, Float, M
     place_off = _patched(np.where(has_mesh[:, None], steady - ear, np.nan), trust)
     place = np.where(has_mesh[:, None], steady, ear + place_off)
     # The mesh of a face that was not found is shown only where it must be visible.
-    front = _facing(np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)))
+    front = _facing(np.einsum("tij,nj->tni", turned, body.face[MARKS].astype(np.float64)))
     return turned, place, has_mesh | (front > np.cos(np.radians(50)))
 
 
@@ -477,11 +530,16 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
         size: (width, height) of the avatar's picture in the result.
         progress: told what had to be made up.
     """
-    say = progress or Silent()
     body = body if body.size == size else body.scaled(size)
+    fitted, faces = _fitted(track, _Meshes.of(track.face, body.face), body, progress or Silent())
+    return replace(fitted, face=faces(slice(None)))
+
+
+def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tuple[PoseTrack, Callable[[slice], Array]]:
+    """See `fit`; the face meshes are left as they are, and can be had for some pictures at a time."""
     if not track.found.any():
-        return replace(track, size=size)
-    mine, fps = body_of(track), float(track.fps)
+        return replace(track, size=body.size), lambda rows: track.face[rows]
+    mine, fps = body_of(replace(track, face=unknown(len(track), FACE_POINTS))), float(track.fps)
     ratio = _ratios(body, mine)
     points = track.body[..., :3].astype(np.float64)
     hidden = _hidden(mine, body)
@@ -498,7 +556,7 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     posed = _tree(points, ratio, grow)
     posed = _made_up(posed, body, hidden, shown)
 
-    turned, pivot, visible = _attitude(track, body, fps)
+    turned, pivot, visible = _attitude(track, meshes, body, fps)
     turned = _limited(turned, body.turn)
     neck = (pivot[:, None] - points[:, SHOULDERS].mean(axis=1, keepdims=True)) * ratio[BONE["neck"]] * grow
     ear = posed[:, SHOULDERS].mean(axis=1, keepdims=True) + neck
@@ -512,22 +570,25 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     hand = ratio[BONE["lower_arm"]] * grow[:, None]
     wrists = points[:, WRISTS, None] * _XY
     hands = (track.hands - wrists) * hand + posed[:, WRISTS, None] * _XY
-    face = np.full(track.face.shape, np.nan, np.float32)
-    if body.face is not None:
-        mesh = shown * np.einsum("tij,nj->tni", turned, body.face.astype(np.float64)) + ear * _XY
-        face[visible] = mesh[visible]
+
+    def faces(rows: slice) -> Array:
+        if body.face is None:
+            return np.full((len(turned[rows]), FACE_POINTS, 3), np.nan, np.float32)
+        mesh = shown[rows] * np.einsum("tij,nj->tni", turned[rows], body.face.astype(np.float64)) + ear[rows] * _XY
+        return np.where(visible[rows, None, None], mesh, np.nan).astype(np.float32)
+
     world = _tree(track.world.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
     visibility = track.body[..., 3:].copy()
     for name in hidden:
         visibility[:, _PARTS[name]] = body.rest[_PARTS[name], 3:]
-    return replace(
+    fitted = replace(
         track,
         body=np.concatenate([posed, visibility], axis=2).astype(np.float32),
         world=world.astype(np.float32),
-        face=face,
         hands=hands.astype(np.float32),
-        size=size,
+        size=body.size,
     )
+    return fitted, faces
 
 
 def _ratios(body: Body, mine: Body) -> Float:
@@ -541,7 +602,7 @@ def _ratios(body: Body, mine: Body) -> Float:
 
 def _extent(body: Body) -> float:
     """The size of a head, pixels."""
-    points = body.head if body.face is None else body.face
+    points = body.head
     return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
@@ -744,3 +805,89 @@ def scale_to(track: PoseTrack, size: tuple[int, int]) -> PoseTrack:
     body = track.body.copy()
     body[..., :3] = body[..., :3] * factor + shift
     return replace(track, body=body, face=track.face * factor + shift, hands=track.hands * factor + shift, size=size)
+
+
+# ---------------------------------------------------------------------------------------------------- a long movement
+
+WINDOW: Final = 256
+"""Pictures whose face meshes are made at a time."""
+SETTLED: Final = 4.0
+"""Seconds after which the filter of `smooth` has forgotten what was before: to 2e-8 at its slowest cut-off, 0.7 Hz."""
+
+
+class Movement:
+    """A motion with its gaps filled, smoothed and brought into the avatar's picture, to be drawn picture by picture.
+
+    The same as `fit` or `scale_to` of `smooth` of `fill_gaps`, but for what is held in memory: face meshes, most of the
+    bytes, are made for `WINDOW` pictures at a time, from the raw ones around these.
+
+    size  (width, height) of the avatar's picture.
+    fps   pictures per second.
+    """
+
+    def __init__(
+        self,
+        motion: Motion,
+        *,
+        smoothness: float,
+        body: Body | None,
+        size: tuple[int, int],
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Args:
+            smoothness: strength of `smooth`.
+            body: the avatar's, see `fit`; None: `scale_to`.
+        """
+        self.size, self.fps = size, motion.track.fps
+        self._motion, self._strength = motion, smoothness if len(motion) > 1 else 0.0
+        self._most = int(LONGEST * self.fps)
+        filled = fill_gaps(motion.track)
+        self._height = 1.65 * _scale(filled)
+        if not self._height > 0:
+            self._strength = 0.0
+        self._track = smooth(filled, self._strength)
+        self._noses = _nose(filled.body), _nose(self._track.body)
+        self._fitted: Callable[[slice], Array] | None = None
+        if body is not None:
+            body = body if body.size == size else body.scaled(size)
+            windows = (slice(i, i + WINDOW) for i in range(0, len(motion), WINDOW))
+            meshes = [_Meshes.of(self._driver(rows), body.face) for rows in windows]
+            joined = _Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
+            self._track, self._fitted = _fitted(self._track, joined, body, progress or Silent())
+        # No model looks at it.
+        self._track = replace(self._track, world=unknown(len(motion), len(JOINTS)))
+        self._window: tuple[int, PoseTrack | None] = (-1, None)
+
+    def __len__(self) -> int:
+        return len(self._track)
+
+    def _driver(self, rows: slice) -> Array:
+        """The driver's face meshes of some pictures, gaps filled, smoothed."""
+        first, last, _ = rows.indices(len(self))
+        reach = self._most + 1 + (math.ceil(SETTLED * self.fps) if self._strength > 0 else 0)
+        around = slice(max(0, first - reach), min(len(self), last + reach))
+        before, after = (nose[around] for nose in self._noses)
+        face = _attached(self._motion.faces(around.start, around.stop), before, self._most)
+        if self._strength > 0 and np.isfinite(face[:, 0, 0]).any():
+            face = _calmed(face - before, self.fps, self._strength, self._height) + after
+        return face[first - around.start : last - around.start]
+
+    def _at(self, number: int) -> PoseTrack:
+        """Window number `number`."""
+        known, track = self._window
+        if track is None or known != number:
+            rows = slice(number * WINDOW, (number + 1) * WINDOW)
+            track = self._track.select(rows)
+            if self._fitted is not None:
+                track = replace(track, face=self._fitted(rows))
+            else:
+                track = scale_to(replace(track, face=self._driver(rows)), self.size)
+            self._window = number, track
+        return track
+
+    def select(self, index: Sequence[int]) -> PoseTrack:
+        """The poses of some pictures, in rising order; not to be written to."""
+        rows = np.asarray(index)
+        numbers = np.unique(rows // WINDOW).tolist()
+        return PoseTrack.concatenate(self._at(n).select(rows[rows // WINDOW == n] - n * WINDOW) for n in numbers)

@@ -7,8 +7,10 @@ FID    Heusel et al. 2017, Inception of 2015-12-05: the library `torch-fidelity`
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -92,7 +94,13 @@ def find(device: torch.device) -> Perceptual:
             notes.append(f"{name.upper()} is left out: install it with pip install 'retarget[metrics]'.")
             continue
         path, problem = _weights(url)
-        found[name] = None if problem else build(module, path, device)
+        found[name] = None
+        if not problem:
+            try:
+                with _only_numbers():
+                    found[name] = build(module, path, device)
+            except Exception as error:  # whatever the libraries raise for a file that is not what it says
+                problem = f"{path} cannot be used ({type(error).__name__}); put {url} there again."
         notes += [f"{name.upper()} is left out: {problem}"] if problem else []
     return Perceptual(found["lpips"], found["fid"], device, tuple(notes))
 
@@ -110,6 +118,23 @@ def _weights(url: str) -> tuple[Path, str]:
     if not sha256(path).startswith(path.stem.rpartition("-")[2]):
         return path, f"{path} is damaged (wrong sha256); put {url} there again."
     return path, ""
+
+
+@contextmanager
+def _only_numbers() -> Iterator[None]:
+    """`torch.load` reads tensors and nothing that could run, whatever the libraries ask of it.
+
+    These files are the libraries' own, and PyTorch's format of them is a pickle. Their restricted reader is the one way
+    without; eight digits of a sha256 alone are no protection.
+    """
+    always, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (always, never)}
+    os.environ[always] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[always]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _lpips(library: Any, path: Path, device: torch.device) -> Any:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 INITS = ("meta", "pretrain", "random")
-TRAINING_SIDE = 256
-"""Short side of the pictures that fine-tuning works on."""
+SIDES = (256, 192, 128)
+"""Short side of the pictures that fine-tuning works on: the first one that memory suffices for."""
 BATCH = 4
 """Pairs per step of fine-tuning."""
 EVERY = 5.0
@@ -34,7 +34,7 @@ COST = 0.02
 """The largest share of the time that checkpoints may take."""
 PATIENCE = 10.0
 """Seconds to wait for another process that makes the same avatar."""
-REFERENCES, FITTING = "references.safetensors", "fit.safetensors"
+REFERENCES, FITTING = "references.safetensors", "fit-{}.safetensors"
 """What is kept of an unfinished avatar."""
 
 
@@ -116,12 +116,24 @@ def personalize(
         model, weights, config = start(options.model, options.init, progress)
         what = {"name": name, "start": [weights, config]} | deciding(paths, options, compute)
         with folders.work("personalize", what, restart=options.restart, patience=PATIENCE) as unfinished:
-            gathered = gathered_in(unfinished, paths, options, progress)
+            notes: list[str] = []
+            gathered = device.Ladder(
+                "gathering the references", {"the full size": options.size, "half of it": max(64, options.size // 2)},
+                progress, notes,
+            ).run(lambda size: gathered_in(unfinished, paths, replace(options, size=size), progress))  # fmt: skip
             stored = arrays(gathered)
             learnt = bool(options.steps or weights)
-            quality = fine_tune(model, stored, gathered, options, compute, progress, unfinished) if learnt else {}
+            begun = {k: v.clone() for k, v in model.state_dict().items()}
+
+            def tuned(side: int) -> dict[str, float]:
+                model.load_state_dict(begun)
+                return fine_tune(model, stored, gathered, options, compute, progress, unfinished, side, notes)
+
+            tuning = device.Ladder("fine-tuning", {f"pictures of {n} pixels": n for n in SIDES}, progress, notes)
+            quality = tuning.run(tuned) if learnt else {}
             progress.stage("Saving the avatar", None)
-            picture = preview(gathered, stored, model, compute)
+            drawing = device.Ladder("drawing the preview", {"the full size": 1, "half the size": 2}, progress, notes)
+            picture = drawing.run(lambda shrink: preview(gathered, stored, model, compute, shrink))
             meta = store.AvatarMeta(
                 name=name,
                 model=options.model,
@@ -136,6 +148,7 @@ def personalize(
                     "picked": list(gathered.picked),
                     "camera_motion": gathered.plate.motion,
                     "colour": gathered.colour,
+                    "notes": notes,
                 },
             )
             state = {k: v.detach().cpu() for k, v in model.state_dict().items()} if learnt else {}
@@ -283,23 +296,24 @@ def fine_tune(
     compute: Compute,
     progress: Progress,
     folder: Path,
+    side: int,
+    notes: list[str],
 ) -> dict[str, float]:
     """Trust in the nets, then T steps on leave-one-out pairs; the model keeps its best step. Returns quality figures.
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
     the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3). From the
-    checkpoint that an interrupted run left in `folder` it goes on to the same result.
+    checkpoint that an interrupted run left in `folder` it goes on to the same result. What went wrong on the way is
+    added to `notes`.
     """
-    from . import checkpoint, weights
-    from .lessons import Lessons, adapt
-    from .models.losses import VGG19
+    from . import checkpoint
+    from .lessons import Lessons, adapt, features
     from .training.fit import FitOptions
 
     progress.stage("Preparing pairs", None)
-    lessons = Lessons(model, stored, gathered, TRAINING_SIDE, compute, seed=options.seed)
+    lessons = Lessons(model, stored, gathered, side, compute, seed=options.seed)
     # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
-    vgg = VGG19(weights.load("vgg19")[0]) if weights.known("vgg19") and weights.at_hand("vgg19") else None
-    objective = model.objective(critics=False, vgg=vgg)
+    objective = model.objective(critics=False, **features(model))
     model.to(compute.device).eval()
     objective.to(compute.device)
     model.adopt(lessons.identity)
@@ -309,7 +323,7 @@ def fine_tune(
     how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", steps)
-    file = folder / FITTING
+    file = folder / FITTING.format(side)
     kept: dict[str, Any] | None = None
     with suppress(ValueError):  # damaged: from the first step
         kept = checkpoint.load(file)
@@ -333,6 +347,7 @@ def fine_tune(
     )  # fmt: skip
     for note in result.notes:
         progress.warn(note)
+        notes.append(note)
     after = lessons.measure()
     progress.note(
         f"Quality on {'a left-out frame' if lessons.left_out else 'the frame itself'}: person PSNR "

@@ -11,7 +11,7 @@ import torch
 
 from . import parts
 from .device import Compute
-from .lessons import as_image
+from .lessons import as_image, drawn
 from .models.base import RetargetModel
 from .references import Gathered, poses, references
 from .types import Image
@@ -20,9 +20,12 @@ HEIGHT = 320
 """Of one row in pixels."""
 
 
-def preview(gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute) -> Image:
+def preview(
+    gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute, shrink: int = 1
+) -> Image:
     """Rows: the K references; their mattes; their parts in colours; then the plate, a reference, the moved parts of the
-    others in its place, and what the fine-tuned model makes of them. (H, W, 3) uint8."""
+    others in its place, and what the fine-tuned model makes of them, drawn at 1 / `shrink` of its size. (H, W, 3)
+    uint8."""
     count = min(len(gathered.frames), 8)
     rows = [
         [_titled(gathered.pictures[k], f"reference {gathered.picked[k]}") for k in range(count)],
@@ -32,7 +35,7 @@ def preview(gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel,
     ]
     left_out = count - 1
     truth = gathered.pictures[left_out]
-    before, after = (_without(gathered, stored, model, compute, left_out, learned) for learned in (False, True))
+    before, after = (_without(gathered, stored, model, compute, left_out, learned, shrink) for learned in (False, True))
     others = "from the others" if len(gathered.frames) > 1 else "from itself"
     rows[-1] += [_titled(truth, "left out"), _titled(before, f"{others}, moved"), _titled(after, f"{others}, learned")]
     width = max(sum(p.shape[1] for p in row) for row in rows)
@@ -46,7 +49,13 @@ def preview(gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel,
 
 
 def _without(
-    gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute, k: int, learned: bool
+    gathered: Gathered,
+    stored: Mapping[str, Any],
+    model: RetargetModel,
+    compute: Compute,
+    k: int,
+    learned: bool,
+    shrink: int,
 ) -> Image:
     """Reference `k` made of the others (or of itself, if it is the only one)."""
     from .models import build
@@ -55,12 +64,13 @@ def _without(
         model = build("dance")
     model = model.to(compute.device).eval()
     count = len(gathered.frames)
-    known = references(stored, [j for j in range(count) if j != k] or [k])
-    window = poses(gathered.windows[k])
-    with torch.inference_mode(), compute.autocast():
+    size = (gathered.size[0] // shrink, gathered.size[1] // shrink)
+    known = references(stored, [j for j in range(count) if j != k] or [k], size)
+    window = poses(gathered.windows[k].scaled(size))
+    with torch.inference_mode():
         identity = model.encode(known.to(compute.device))
-        frame, _ = model(model.condition(window.to(compute.device), gathered.size[::-1]), identity, None)
-    return as_image(frame.rgb[0])
+        condition = model.condition(window.to(compute.device), size[::-1])
+        return as_image(drawn(model, condition, identity, compute).rgb[0])
 
 
 def _titled(picture: Image, title: str) -> Image:

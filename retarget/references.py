@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 
 from . import background, motion, parts
-from .errors import NobodyFound, UsageError
+from .errors import InputError, NobodyFound, UsageError
 from .models.base import Poses, References
 from .pose import PoseOptions, estimate, estimate_images
-from .pose.base import person_point
+from .pose.base import person_point, seen
+from .skeleton import J
 from .types import Array, Image, PoseTrack, Progress
 from .video import Colour, open_reader, probe, read_image
 
@@ -30,6 +31,8 @@ CANDIDATES = 160
 """Frames among which the references are chosen."""
 LONGEST = 60.0
 """Seconds of a video that are looked at."""
+SMALLEST = 16
+"""Pixels of the short side, below which nobody can be seen."""
 KEPT_POSES = 240
 """Poses of the person that an avatar keeps, to measure the body by."""
 
@@ -111,11 +114,16 @@ def unpacked(state: Mapping[str, Any]) -> Gathered:
         return np.asarray(state[key].numpy())
 
     tracks = {
-        name: PoseTrack(*(array(f"{name}.{key}") for key in _KEYS), (size[0], size[1]), Fraction(fps), tuple(missed))
+        name: PoseTrack(
+            **{key: array(f"{name}.{key}") for key in _KEYS}, size=tuple(size), fps=Fraction(fps), missed=tuple(missed)
+        )
         for name, (size, fps, missed) in state["tracks"].items()
     }
     return Gathered(
-        **{key: array(key) if key in state else None for key in _PICTURES},
+        frames=array("frames"),
+        mattes=array("mattes"),
+        pictures=array("pictures"),
+        exact=array("exact") if "exact" in state else None,
         windows=tuple(tracks[f"window.{k}"] for k in range(len(tracks) - 1)),
         plate=background.Plate(array("plate"), array("seen"), state["motion"]),
         track=tracks["track"],
@@ -284,6 +292,7 @@ def from_video(
     Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
     """
     info = probe(path)
+    _check_size(info.width, info.height, path.name)
     if info.damage:
         progress.warn(info.damage)
     end = LONGEST if info.duration > LONGEST + 1 else None
@@ -360,6 +369,7 @@ def from_video(
     gathered = _prepared(
         pictures, [masks[i] for i in picked], windows, plate, small.select(found[::step]), info.fps, picked
     )
+    _tell_gaps(gathered.poses, path.name, progress)
     return replace(gathered, colour=info.colour)
 
 
@@ -383,6 +393,7 @@ def from_photos(
     numbers: list[int] = []
     for number, path in enumerate(paths):
         photo = read_image(path)
+        _check_size(photo.shape[1], photo.shape[0], path.name)
         original = photo.shape[1::-1]
         wh = working_size(photo.shape[1], photo.shape[0], size)
         if wh != photo.shape[1::-1]:
@@ -419,11 +430,34 @@ def from_photos(
     progress.stage("Cutting the person out", None)
     first = chosen[0]
     plate = background.make_plate([pictures[first]], [masks[first]])
+    which = [paths[numbers[i]].name for i in chosen]
+    _tell_gaps(PoseTrack.concatenate([tracks[i] for i in chosen]), ", ".join(which[:3]), progress)
     return _prepared(
         [pictures[i] for i in chosen], [masks[i] for i in chosen], tuple(tracks[i] for i in chosen), plate,
         PoseTrack.concatenate([tracks[i] for i in chosen]), Fraction(25), [numbers[i] for i in chosen],
         same_scene=False,
     )  # fmt: skip
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if min(width, height) < SMALLEST:
+        raise InputError(f"{name} has only {width} x {height} pixels.", "Use a larger one: 256 pixels or more.")
+
+
+def _tell_gaps(poses: PoseTrack, name: str, progress: Progress) -> None:
+    """Warn of what none of the references shows."""
+    feet = seen(poses)[:, [J["left_ankle"], J["right_ankle"]]].max(axis=1)
+    if (feet < 0.3).all():
+        progress.warn(
+            f"{name} shows the person without their feet, and what no picture shows cannot be drawn;"
+            " film from head to foot, or drive with --align none by a video that is framed alike."
+        )
+    x = poses.body[:, :, 0]
+    away = (x[:, J["left_shoulder"]] < x[:, J["right_shoulder"]]) & ~np.isfinite(poses.face).all(axis=(1, 2))
+    if away.all():
+        progress.warn(
+            f"{name} shows the person from behind only, so that the avatar has no face; turn around once while filming."
+        )
 
 
 def _moved_point(person: str, before: tuple[int, ...], after: tuple[int, int]) -> str:

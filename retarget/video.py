@@ -9,7 +9,7 @@ WebM; by decoding for all else), and every frame comes exactly once: none is dro
 Colour. Y'CbCr becomes RGB by the BT.601 matrix, whatever the file's tag says, bit for bit as `cv2.VideoCapture` does
 it; `VideoInfo.colour` names the tag. `open_writer` goes back by the same matrix and writes the tag it is told, so that
 Y'CbCr passes through unchanged and players show the colours of the source. High dynamic range (PQ, HLG) is tone-mapped
-to BT.709 first, standard-range BT.2020 converted to it.
+to BT.709 first, standard-range BT.2020 converted to it. Interlaced frames are deinterlaced, one for one.
 
 Safety. Inputs are plain local files: protocols `file` and `pipe` only, common containers only (no playlists).
 """
@@ -22,24 +22,29 @@ import re
 import secrets
 import subprocess
 import tempfile
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
+from . import folders
 from .errors import InputError, RetargetError, StorageError, UsageError, VideoError
 from .types import Image
 
 Colour = Literal["bt601", "bt709"]
 MAX_PIXELS = 100_000_000
-"""The largest picture that `read_image` opens."""
+"""The largest picture that is opened, and the largest frame of a video."""
+MAX_GAP = 600
+"""Seconds: a frame that is shown for longer is a broken clock."""
 
 _DEMUXERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mjpeg,h264,hevc,m4v,mxf,dv,nut,"
@@ -47,6 +52,7 @@ _DEMUXERS = (
 )
 _COUNTABLE = {"h264", "hevc", "vp8", "vp9", "av1", "prores", "mjpeg"}  # one packet holds one shown frame
 _NEARLY_SQUARE = Fraction(1, 200)
+_FLATTEST = 8  # a wider or narrower pixel is a damaged header
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _COPY_AUDIO = {
     ".mp4": {"aac", "mp3", "ac3", "eac3", "alac"},
@@ -59,6 +65,7 @@ _TONE_MAP = (
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
 )  # white of ordinary pictures is 203 cd/m² (ITU-R BT.2408); mobius leaves what is darker than 0.3 of it alone
 _WIDE_GAMUT = "zscale=p=bt709:t=bt709:m=bt709:r=tv,format=yuv420p"
+_DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced"
 _TICKS = 90_000  # per second, for the times of a video with a variable rate
 _EPSILON = Fraction(1, 1_000_000)
 
@@ -104,6 +111,7 @@ class _Scan:
     tick: Fraction
     start: Fraction  # where the container's clock starts, seconds
     audio: _Audio | None
+    interlaced: bool
     before: str  # filters that bring the frames to plain 8 bit Y'CbCr
     seekable: bool
 
@@ -161,11 +169,12 @@ def _tail(messages: str) -> str:
     return lines[-1].rstrip(".") if lines else "no message"
 
 
-def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run ffmpeg to its end; it is killed when anything interrupts the wait."""
+def _run(arguments: Sequence[str], *, feed: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ffmpeg to its end, in folder `cwd`, with `feed` as its stdin; killed when anything interrupts the wait."""
     return subprocess.run(
         arguments,
-        stdin=subprocess.DEVNULL,
+        input=feed,
+        cwd=cwd,
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -255,7 +264,11 @@ def timestamps(path: str | Path, start: float = 0.0, end: float | None = None) -
     """
     scan = _scan(path)
     chosen = scan.between(start, end)
-    return [float((scan.times[i] - scan.times[chosen[0]]) * scan.tick) for i in chosen]
+    times: list[float] = []
+    for i in chosen:
+        time = float((scan.times[i] - scan.times[chosen[0]]) * scan.tick)
+        times.append(max(time, times[-1] + 1 / _TICKS) if times else time)  # damaged files give one time to several
+    return times
 
 
 def _scan(path: str | Path) -> _Scan:
@@ -316,17 +329,28 @@ def _look(path: Path) -> _Scan:
         tick, packets = _decode_times(path, tick)
         if not packets:
             raise _unreadable(path, run.stderr)
-    times = sorted(cast("int", row.pts) for row in packets)
+    times = _increasing(sorted(cast("int", row.pts) for row in packets))
     if len(times) == 1 and is_image(path):
         raise _unreadable(path, "")
+    jump = next((i for i, (a, b) in enumerate(pairwise(times), 1) if (b - a) * tick > MAX_GAP), None)
+    if jump is not None:
+        raise VideoError(
+            f"The clock of {path} jumps by {float((times[jump] - times[jump - 1]) * tick):.0f} s at frame {jump}.",
+            "Export it again as .mp4.",
+        )
     span = times[-1] - times[0]
     whole = sum(row.duration for row in packets)  # a packet's own duration may be that of another one in decoding order
 
     width, height = (int(v) for v in table.header[1]["dimensions"].split("x"))
     over, under = (int(v) for v in table.header[1].get("sar", "0/1").split("/"))
     sar = Fraction(over, under) if over > 0 < under else Fraction(1)
-    if abs(sar - 1) > _NEARLY_SQUARE:
+    if abs(sar - 1) > _NEARLY_SQUARE and Fraction(1, _FLATTEST) <= sar <= _FLATTEST:
         width = max(1, round(width * sar))
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{path} has frames of {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} megapixels.",
+            "Scale it down first.",
+        )
     rate = _constant_rate(times, tick, stream)
     if rate is None:
         gaps = sorted(b - a for a, b in pairwise(times))
@@ -355,7 +379,16 @@ def _look(path: Path) -> _Scan:
         if complaints
         else "",
     )
-    return _Scan(info, tuple(times), tick, Fraction(clock[1]) if clock else Fraction(0), audio, before, seekable)
+    zero = Fraction(clock[1]) if clock else Fraction(0)
+    interlaced = bool(re.search(r"\((?:[^()]*, )?(?:top|bottom) (?:coded )?first", stream)) and min(width, height) >= 4
+    return _Scan(info, tuple(times), tick, zero, audio, interlaced, before, seekable)
+
+
+def _increasing(times: list[int]) -> list[int]:
+    """Sorted times, each at least a tick after the one before: damaged files give one time to several frames."""
+    for i in range(1, len(times)):
+        times[i] = max(times[i], times[i - 1] + 1)
+    return times
 
 
 @dataclass(frozen=True)
@@ -396,7 +429,7 @@ def _decode_times(path: Path, tick: Fraction) -> tuple[Fraction, list[_Row]]:
     run = _run(
         _arguments(
             *_input(path, "-noautorotate"),
-            *("-copyts", "-map", "0:V:0", "-vf", "crop=2:2:0:0", "-fps_mode", "passthrough"),
+            *("-copyts", "-map", "0:V:0", "-vf", "crop=1:1:0:0:exact=1", "-fps_mode", "passthrough"),
             *("-enc_time_base", f"{tick.numerator}:{tick.denominator}", "-f", "framecrc", "pipe:1"),
         )
     )
@@ -436,11 +469,17 @@ def _colour(stream: str) -> tuple[Colour, str]:
             names = part.split("/") if "/" in part else [part] * 3
     if not names:
         return "bt601", ""
-    if names[2] in ("smpte2084", "arib-std-b67") and _has_zscale():
-        return "bt709", _TONE_MAP
-    if names[0] in ("bt2020nc", "bt2020c") and _has_zscale():
-        return "bt709", _WIDE_GAMUT
-    return ("bt709" if names[0] == "bt709" else "bt601"), ""
+    matrix, primaries, transfer = names
+    bright = transfer in ("smpte2084", "arib-std-b67")
+    if (bright or matrix in ("bt2020nc", "bt2020c")) and _has_zscale():
+        # zscale refuses what is not told, or told wrongly: then it is what such a video normally has.
+        told = (
+            f"setparams=colorspace={matrix if matrix in ('bt709', 'bt2020c', 'gbr') else 'bt2020nc'}"
+            f":color_primaries={primaries if primaries in ('bt709', 'smpte431', 'smpte432') else 'bt2020'}"
+            f":color_trc={transfer if bright or transfer == 'bt709' else 'bt2020-10'},"
+        )
+        return "bt709", told + (_TONE_MAP if bright else _WIDE_GAMUT)
+    return ("bt709" if matrix == "bt709" else "bt601"), ""
 
 
 @cache
@@ -480,18 +519,24 @@ def _constant_rate(times: list[int], tick: Fraction, stream: str) -> Fraction | 
 
 @contextmanager
 def open_reader(
-    path: str | Path, *, start: float = 0.0, end: float | None = None, size: tuple[int, int] | None = None
+    path: str | Path,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    size: tuple[int, int] | None = None,
+    skip: int = 0,
 ) -> Iterator[Iterator[Image]]:
     """The frames with start <= time < end (seconds after the first frame), each once, as they are decoded.
 
     Args:
+        skip: leave out so many of them (fewer than there are); what lies before is not decoded where it can be seeked.
         size: (width, height) to scale to (area when smaller, bicubic when larger); None keeps `probe`'s size.
 
     Raises InputError or VideoError as `probe` does, UsageError when the piece holds no frame, and VideoError, naming
     the frame, when the file gives fewer frames than `probe` found. ffmpeg ends with the `with` block, whatever happens.
     """
     scan = _scan(path)
-    chosen = scan.between(start, end)
+    chosen = scan.between(start, end)[skip:]
     width, height = size or (scan.info.width, scan.info.height)
     if width < 1 or height < 1:
         raise ValueError(f"size must be positive, not {size}")
@@ -507,6 +552,7 @@ def open_reader(
         return f"{float((scan.times[index - 1] + 3 * scan.times[index]) * scan.tick / 4):.6f}"
 
     filters = [
+        *([_DEINTERLACE] if scan.interlaced else []),
         *([f"trim=start={cut(chosen.start)}"] if chosen.start > 0 else []),
         *([f"trim=end={cut(chosen.stop)}"] if chosen.stop < len(scan.times) else []),
         *([scan.before] if scan.before else []),
@@ -546,6 +592,10 @@ def _shortage(scan: _Scan, chosen: range, number: int, messages: str) -> VideoEr
 
 
 # ------------------------------------------------------------------------------------------------ writing
+
+SEGMENT = 120
+"""Frames in each finished piece of a long video."""
+_MUXERS = {".mp4": "mp4", ".m4v": "ipod", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
 @contextmanager
@@ -587,77 +637,300 @@ def open_writer(
     Raises UsageError for a suffix that cannot be, StorageError when the folder is missing or cannot be written or the
     disk is full, VideoError when ffmpeg fails or no frame was written.
     """
+    film = _film(out, size, fps, audio_from, start, end, metadata, alpha, crf, timestamps, colour)
+    with _part(film.out) as silent:
+        with _Encoder(film, silent, 0) as encoder:
+            yield encoder.write
+            encoder.finish()
+        if encoder.count:
+            folders.flush(silent)
+        _join(film, [silent], [encoder.count])
+
+
+@contextmanager
+def open_segments(
+    folder: Path, out: str | Path, size: tuple[int, int], fps: Fraction, *, first: int = 0, **options: Any
+) -> Iterator[Segments]:
+    """As `open_writer`, for long videos: finished segments are kept in `folder`, from which another run can go on.
+
+    When the block ends well, the segments are joined without being encoded again. As they always begin at the same
+    frames, a video that was made in several runs has the same frames to the bit as one made in one go.
+
+    Args:
+        folder: of the unfinished work; nobody else may use it at the same time.
+        out, size, fps: as for `open_writer`.
+        first: frames that the segments in `folder` should hold already, a multiple of `SEGMENT`; what goes beyond is
+            deleted. When they do not hold them, everything is: see `Segments.first`.
+        options: the others of `open_writer`; `metadata` may change until the block ends.
+
+    Raises as `open_writer` does.
+    """
+    film = _film(out, size, fps, **options)
+    segments = Segments(folder, film, first)
+    with segments:
+        yield segments
+    _join(film, *segments.finished(), token=folder.name)
+
+
+class Segments:
+    """Writes a video as segments, each by an encoder of its own; while one ends, the next takes frames already.
+
+    first  the frame to go on with: all before it are there.
+    """
+
+    def __init__(self, folder: Path, film: _Film, first: int) -> None:
+        self._folder, self._film = folder, film
+        self._encoder: _Encoder | None = None
+        self._ending: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        here = {int(path.stem): path for path in folder.glob(f"[0-9]*{film.piece}")}
+        if first % SEGMENT or not here.keys() >= set(range(0, first, SEGMENT)):
+            first = 0
+        self.first = self._next = first
+        self._starts = list(range(0, first, SEGMENT))
+        for start, path in here.items():
+            if start >= first:
+                path.unlink()
+
+    def _path(self, start: int) -> Path:
+        return self._folder / f"{start:09d}{self._film.piece}"
+
+    @property
+    def full(self) -> bool:
+        """Whether the running segment has all its `SEGMENT` frames, so that it has to be cut."""
+        return self._encoder is not None and self._encoder.count >= SEGMENT
+
+    def write(self, frame: Image) -> None:
+        """Append one frame."""
+        if self._encoder is None:
+            self._encoder = _Encoder(self._film, self._folder / f".{self._next:09d}.part", self._next).__enter__()
+        self._encoder.write(frame)
+
+    def cut(self, done: Callable[[], object] = lambda: None) -> None:
+        """End the running segment, if there is one. `done` is called, in another thread, when it is safely on the disk.
+
+        Raises what went wrong with the segment before this one.
+        """
+        encoder, self._encoder = self._encoder, None
+        self._settle()
+        if encoder is None:
+            return
+        path = self._path(self._next)
+        self._starts.append(self._next)
+        self._next += encoder.count
+
+        def end() -> None:
+            with encoder:
+                encoder.finish()
+                folders.flush(encoder.path)
+                os.replace(encoder.path, path)
+            done()
+
+        self._ending = self._pool.submit(end)
+
+    def _settle(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending.result()
+
+    def finished(self) -> tuple[list[Path], list[int]]:
+        """The segments, and how many frames each has."""
+        counts = [b - a for a, b in pairwise([*self._starts, self._next])]
+        return [self._path(start) for start in self._starts], counts
+
+    def __enter__(self) -> Segments:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.cut()
+                self._settle()
+        finally:
+            if self._encoder is not None:
+                self._encoder.__exit__()
+            self._pool.shutdown()
+
+
+@dataclass(frozen=True)
+class _Film:
+    """All about a video to write but its frames; see `open_writer`."""
+
+    out: Path
+    size: tuple[int, int]
+    fps: Fraction
+    sound: tuple[_Scan, range] | None
+    metadata: Mapping[str, str]
+    alpha: bool
+    crf: int
+    spaced: _Spacing | None
+    colour: Colour
+
+    @property
+    def suffix(self) -> str:
+        return self.out.suffix.lower()
+
+    @property
+    def piece(self) -> str:
+        """The suffix of a piece: MP4 and MOV keep times exactly, but cannot hold VP9's alpha."""
+        return ".webm" if self.suffix == ".webm" else ".mov" if self.alpha else ".mp4"
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(width, height) of what is encoded."""
+        width, height = self.size
+        return self.size if self.piece == ".mov" else (width + width % 2, height + height % 2)
+
+    def time(self, frame: int) -> Fraction:
+        """When a frame is shown, in seconds; of one beyond the last, where the video ends."""
+        if self.spaced is None:
+            return frame / self.fps
+        return Fraction(self.spaced.ticks[frame], 1_000_000) if frame < len(self.spaced.ticks) else self.spaced.length
+
+
+def _film(
+    out: str | Path,
+    size: tuple[int, int],
+    fps: Fraction,
+    audio_from: str | Path | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    metadata: Mapping[str, str] | None = None,
+    alpha: bool = False,
+    crf: int = 14,
+    timestamps: Sequence[float] | None = None,
+    colour: Colour = "bt601",
+) -> _Film:
     out = Path(out)
-    _check_out(out, alpha)
+    check_out(out, alpha)
     sound = None
     if audio_from is not None:
         source = _scan(audio_from)
         if source.audio is not None:
             sound = (source, source.between(start, end))
             _check_sound(source.info.path)
-    width, height = size
-    if width < 1 or height < 1:
+    if min(size) < 1:
         raise ValueError(f"size must be positive, not {size}")
-    wide, high = (width, height) if out.suffix.lower() == ".mov" and alpha else (width + width % 2, height + height % 2)
-    channels = 4 if alpha else 3
-    tags = [part for key, value in (metadata or {}).items() for part in ("-metadata", f"{key}={value}")]
-    front = ["-movflags", "+faststart+use_metadata_tags"] if out.suffix.lower() in (".mp4", ".m4v", ".mov") else []
     spaced = None if timestamps is None else _Spacing.of(timestamps, fps)
-    if spaced is None:
-        feed = ["-f", "rawvideo", "-pixel_format", "rgba" if alpha else "rgb24", "-video_size", f"{wide}x{high}"]
-        feed += ["-framerate", str(fps), "-i", "pipe:0"]
-        clock = []
-    else:
-        feed = ["-probesize", "32", "-analyzeduration", "0", "-f", "matroska", "-i", "pipe:0"]
-        feed += ["-fps_mode", "passthrough", "-enc_time_base", f"1:{_TICKS}"]
-        clock = ["-video_track_timescale", str(_TICKS)] if front else []
+    return _Film(out, size, fps, sound, {} if metadata is None else metadata, alpha, crf, spaced, colour)
 
-    with _part(out) as part, _part(out) as whole:
-        silent = part if sound else whole
-        arguments = _arguments(
-            *feed,
-            *_encoder(out.suffix.lower(), alpha, crf, colour),
-            *clock,
-            *([] if sound else [*tags, *front]),
-            *("-y", f"file:{silent}"),
-        )
-        count = 0
-        with _Process(arguments, feed=True) as process:
-            if spaced:
-                process.write(_matroska_head(wide, high, b"RGBA" if alpha else b"RGB\x18"))
 
-            def write(frame: Image) -> None:
-                nonlocal count
-                if frame.shape != (height, width, channels) or frame.dtype != np.uint8:
-                    raise ValueError(f"expected {(height, width, channels)} uint8, got {frame.shape} {frame.dtype}")
-                if (wide, high) != (width, height):
-                    frame = np.pad(frame, ((0, high - height), (0, wide - width), (0, 0)), mode="edge")
-                try:
-                    if spaced:
-                        process.write(spaced.block(count, frame.nbytes))
-                    process.write(np.ascontiguousarray(frame).data.cast("B"))
-                except OSError as error:
-                    process.finish()
-                    raise _failed(out, process.messages()) from error
-                count += 1
+class _Encoder:
+    """An ffmpeg that writes frame number `first` of a film and what follows into `path`.
 
-            yield write
-            if process.finish() != 0 and count:
-                raise _failed(out, process.messages())
-        if not count:
-            raise VideoError(f"There was no frame to write to {out}.", "Check that the source video has frames.")
-        if spaced and count != len(spaced.ticks):
-            raise ValueError(f"{len(spaced.ticks)} timestamps for {count} frames")
-        if sound:
-            length = spaced.length if spaced else count / fps
-            _add_sound(silent, whole, out, *sound, length, [*tags, *front, *clock])
+    In MP4 and MOV the piece begins at time 0. WebM keeps whole milliseconds, so there it begins when it does in the
+    film: times are rounded once.
+    """
+
+    def __init__(self, film: _Film, path: Path, first: int) -> None:
+        self.film, self.path, self.first, self.count = film, path, first, 0
+        width, height = film.padded
+        if film.spaced is None:
+            feed = ["-f", "rawvideo", "-pixel_format", "rgba" if film.alpha else "rgb24"]
+            feed += ["-video_size", f"{width}x{height}", "-framerate", str(film.fps), "-i", "pipe:0"]
+            clock = []
+        else:
+            feed = ["-probesize", "32", "-analyzeduration", "0", "-f", "matroska", "-i", "pipe:0"]
+            feed += ["-fps_mode", "passthrough", "-enc_time_base", f"1:{_TICKS}"]
+            clock = [] if film.piece == ".webm" else ["-video_track_timescale", str(_TICKS)]
+        if film.piece == ".webm":
+            feed = ["-itsoffset", f"{_micros(film.time(first))}us", *feed]
+        codec = _codec(film.suffix, film.alpha, film.crf, film.colour)
+        end = ["-f", _MUXERS[film.piece], "-y", f"file:{path.absolute()}"]
+        self._process = _Process(_arguments(*feed, *codec, *clock, *end), feed=True)
+        if film.spaced:
+            self._send(_matroska_head(width, height, b"RGBA" if film.alpha else b"RGB\x18"))
+
+    def write(self, frame: Image) -> None:
+        (width, height), (wide, high) = self.film.size, self.film.padded
+        shape = (height, width, 4 if self.film.alpha else 3)
+        if frame.shape != shape or frame.dtype != np.uint8:
+            raise ValueError(f"expected {shape} uint8, got {frame.shape} {frame.dtype}")
+        if (wide, high) != (width, height):
+            frame = np.pad(frame, ((0, high - height), (0, wide - width), (0, 0)), mode="edge")
+        if self.film.spaced:
+            self._send(self.film.spaced.block(self.first, self.first + self.count, frame.nbytes))
+        self._send(np.ascontiguousarray(frame).data.cast("B"))
+        self.count += 1
+
+    def _send(self, data: bytes | memoryview) -> None:
         try:
-            os.replace(whole, out)
+            self._process.write(data)
         except OSError as error:
-            raise StorageError(f"{out} cannot be written ({error.strerror}).", "Choose another name.") from error
+            self._process.finish()
+            raise _failed(self.path, self.film.out, self._process.messages()) from error
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        if self._process.finish() != 0 and self.count:
+            raise _failed(self.path, self.film.out, self._process.messages())
+
+    def __enter__(self) -> _Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.__exit__()
 
 
-def _check_out(out: Path, alpha: bool) -> None:
+def _join(film: _Film, pieces: list[Path], counts: list[int], token: str = "") -> None:
+    """The pieces one after the other, with the sound, under the film's name.
+
+    Args:
+        token: names the temporary file, so that the one that a killed run left is found and deleted.
+    """
+    count = sum(counts)
+    if not count:
+        raise VideoError(f"There was no frame to write to {film.out}.", "Check that the source video has frames.")
+    if film.spaced and count != len(film.spaced.ticks):
+        raise ValueError(f"{len(film.spaced.ticks)} timestamps for {count} frames")
+    shown, cwd = "", pieces[0].parent
+    if len(pieces) == 1:
+        source = _input(pieces[0])
+    else:
+        # Names of ours only, in our own folder. Each piece begins where it is told, not where the one before ends.
+        lines, frame, tick = ["ffconcat version 1.0"], 0, Fraction(1, 1000 if film.piece == ".webm" else 1_000_000)
+        for piece, number in zip(pieces, counts, strict=True):
+            begin, frame = round(film.time(frame) / tick), frame + number
+            lasts = (round(film.time(frame) / tick) - begin) * tick
+            lines.append(f"file 'file:{piece.name}'\nduration {_micros(lasts)}us")
+        shown = "\n".join(lines)
+        source = ["-protocol_whitelist", "file,pipe", "-format_whitelist", "concat,mov,mp4,matroska,webm"]
+        source += ["-f", "concat", "-safe", "0", "-auto_convert", "0", "-i", "pipe:0"]
+    front = film.suffix in (".mp4", ".m4v", ".mov")
+    tags = [part for key, value in film.metadata.items() for part in ("-metadata", f"{key}={value}")]
+    finish = [*tags, *(["-movflags", "+faststart+use_metadata_tags"] if front else [])]
+    if front and film.spaced:
+        # Decoding times of pieces overlap by as much as their first frames' spacing differs; the end is where it was.
+        ends = f"max(1,round({float(film.time(count)):.6f}/TB)+STARTDTS-DTS)"
+        last = f"setts=pts=PTS:dts=DTS:duration='if(eq(N,{count - 1}),{ends},DURATION)'"
+        finish += ["-video_track_timescale", str(_TICKS), *(["-bsf:v", last] if len(pieces) > 1 else [])]
+    finish += ["-f", _MUXERS[film.suffix]]
+
+    with _part(film.out, token) as whole:
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return _run(_arguments(*arguments, *finish, "-y", f"file:{whole}"), feed=shown, cwd=cwd)
+
+        keep = ["-map", "0:v:0", "-map_metadata", "-1", "-c:v", "copy"]
+        if film.sound:
+            _with_sound(film, film.time(count), source, keep, run)
+        else:
+            done = run(*source, *keep)
+            if done.returncode != 0:
+                raise _failed(film.out, film.out, done.stderr)
+        try:
+            folders.flush(whole)
+            os.replace(whole, film.out)
+        except OSError as error:
+            raise StorageError(f"{film.out} cannot be written ({error.strerror}).", "Choose another name.") from error
+
+
+def _micros(time: Fraction) -> int:
+    return round(time * 1_000_000)
+
+
+def check_out(out: Path, alpha: bool = False) -> None:
+    """Raises UsageError or StorageError for a name under which no video can be written."""
     suffix = out.suffix.lower()
     if suffix not in _SUFFIXES:
         raise UsageError(f"{out.name} does not end in a known kind of video.", f"Use one of {' '.join(_SUFFIXES)}.")
@@ -683,24 +956,41 @@ def _no_sound(path: Path, messages: str) -> VideoError:
 
 
 @contextmanager
-def _part(out: Path) -> Iterator[Path]:
-    """A temporary name beside `out`, gone at the end unless it was moved."""
-    part = out.absolute().with_name(f".retarget-{secrets.token_hex(6)}.part{out.suffix}")
+def _part(out: Path, token: str = "") -> Iterator[Path]:
+    """A temporary name beside `out`, gone at the end unless it was moved.
+
+    What killed processes left there goes first: at once when it has the same token, which belongs to one process at a
+    time (its ffmpeg may still be writing, so the name is new), else when nobody has written to it for long.
+    """
+    folder = out.absolute().parent
+    for old in folder.glob(".retarget-*.part"):
+        with suppress(OSError):
+            own = token and old.name.startswith(f".retarget-{token}-")
+            if own or time.time() - old.stat().st_mtime > folders.LEFT_BEHIND:
+                old.unlink()
+    part = folder / f".retarget-{token}-{secrets.token_hex(6)}.part"
     try:
         yield part
     finally:
         part.unlink(missing_ok=True)
 
 
-def _failed(out: Path, messages: str) -> RetargetError:
+def _failed(path: Path, out: Path, messages: str) -> RetargetError:
+    """The error for an ffmpeg that could not write `path`, which is or becomes a part of `out`."""
     if "No space left" in messages:
-        return StorageError(f"The disk is full; {out} could not be written.", "Free some space first.")
+        where = path if path.parent == out.parent else path.parent
+        return StorageError(f"The disk is full ({where}); {out} could not be written.", "Free some space first.")
     if "Permission denied" in messages or "Read-only file system" in messages:
         return StorageError(f"{out} cannot be written ({_tail(messages)}).", "Choose another folder.")
+    if encoder := re.search(r"Unknown encoder '(\w+)'", messages):
+        return RetargetError(
+            f"The ffmpeg in use ({ffmpeg()}) lacks the encoder {encoder[1]}.",
+            "Unset IMAGEIO_FFMPEG_EXE, and run pip install --force-reinstall imageio-ffmpeg.",
+        )
     return VideoError(f"ffmpeg could not write {out} ({_tail(messages)}).", "Run `retarget doctor` to check it.")
 
 
-def _encoder(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
+def _codec(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
     """Conversion by the BT.601 matrix, tag as told, encoder."""
     matrix = "bt709" if colour == "bt709" else "smpte170m"
     if suffix == ".webm":
@@ -723,39 +1013,41 @@ def _encoder(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
     return ["-vf", filters, *codec]
 
 
-def _add_sound(
-    silent: Path, whole: Path, out: Path, source: _Scan, chosen: range, length: Fraction, rest: list[str]
+def _with_sound(
+    film: _Film,
+    length: Fraction,
+    pieces: list[str],
+    keep: list[str],
+    run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """Join the silent video and the sound of `source` from its first chosen frame on, into `whole`."""
+    """Join the silent video, ffmpeg's input `pieces`, and the sound of the source from its first chosen frame on."""
+    assert film.sound is not None
+    source, chosen = film.sound
     audio = cast("_Audio", source.audio)
     zero = source.times[chosen.start] * source.tick  # the container's time that becomes 0
-    keep = ["-map", "0:v:0", "-map", "1:a:0", "-map_metadata", "-1", "-c:v", "copy"]
-    limit = ["-t", f"{float(length):.6f}", *rest, "-y", f"file:{whole}"]
+    keep = [*keep, "-map", "1:a:0"]
+    limit = ["-t", f"{float(length):.6f}"]
     messages = ""
-    if chosen.start == 0 and audio.start - zero > -Fraction(1, 50) and audio.codec in _COPY_AUDIO[out.suffix.lower()]:
+    if chosen.start == 0 and audio.start - zero > -Fraction(1, 50) and audio.codec in _COPY_AUDIO[film.suffix]:
         shift = ["-itsoffset", f"{-float(zero):.6f}"]
-        run = _run(
-            _arguments("-copyts", *_input(silent), *_input(source.info.path, *shift), *keep, "-c:a", "copy", *limit)
-        )
-        if run.returncode == 0:
+        done = run("-copyts", *pieces, *_input(source.info.path, *shift), *keep, "-c:a", "copy", *limit)
+        if done.returncode == 0:
             return
-        messages = run.stderr
+        messages = done.stderr
     seek = zero - source.start
-    encoder = ["-c:a", "libopus", "-ac", "2"] if out.suffix.lower() == ".webm" else ["-c:a", "aac"]
-    run = _run(
-        _arguments(
-            *_input(silent),
-            *_input(source.info.path, *(["-ss", f"{float(seek):.6f}"] if seek > 0 else [])),
-            *keep,
-            *("-af", f"aresample=async=1:first_pts=0,apad,atrim=end={float(length):.6f}"),
-            *(*encoder, "-b:a", "192k"),
-            *limit,
-        )
+    encoder = ["-c:a", "libopus", "-ac", "2"] if film.suffix == ".webm" else ["-c:a", "aac"]
+    done = run(
+        *pieces,
+        *_input(source.info.path, *(["-ss", f"{float(seek):.6f}"] if seek > 0 else [])),
+        *keep,
+        *("-af", f"aresample=async=1:first_pts=0,apad,atrim=end={float(length):.6f}"),
+        *(*encoder, "-b:a", "192k"),
+        *limit,
     )
-    if run.returncode != 0:
-        messages = run.stderr or messages
+    if done.returncode != 0:
+        messages = done.stderr or messages
         if "No space left" in messages:
-            raise _failed(out, messages)
+            raise _failed(film.out, film.out, messages)
         raise _no_sound(source.info.path, messages)
 
 
@@ -781,8 +1073,8 @@ class _Spacing:
             last = sorted(gaps)[len(gaps) // 2]
         return _Spacing(ticks, Fraction(ticks[-1] + last, 1_000_000))
 
-    def block(self, index: int, size: int) -> bytes:
-        """What stands before the `size` bytes of a frame: a cluster with one block."""
+    def block(self, first: int, index: int, size: int) -> bytes:
+        """What stands before the `size` bytes of a frame: a cluster with one block; frame `first` is at time 0."""
         if index >= len(self.ticks):
             raise ValueError(f"more frames than the {len(self.ticks)} timestamps")
         here = self.ticks[index]
@@ -791,7 +1083,7 @@ class _Spacing:
         length = _element(b"\x9b", _number(after - here))
         block = b"\xa1" + _size(len(head) + size) + head
         group = b"\xa0" + _size(len(length) + len(block) + size) + length + block
-        time = _element(b"\xe7", _number(here))
+        time = _element(b"\xe7", _number(here - self.ticks[first]))
         return b"\x1f\x43\xb6\x75" + _size(len(time) + len(group) + size) + time + group
 
 
@@ -887,18 +1179,22 @@ def read_image(path: str | Path) -> Image:
         raise InputError(f"{path} cannot be read ({error.strerror}).", "Copy the file again.") from error
     if _is_heif(data[:32]):
         raise InputError(f"{path} is a HEIC or AVIF picture, which is not supported.", "Save it as JPEG or PNG first.")
+    broken = InputError(f"{path} is a broken picture.", "Open and save it again, or take another one.")
     size = picture_size(data)
-    if size and size[0] * size[1] > MAX_PIXELS:
+    if size is None:  # then nobody knows how much memory it would take
+        raise broken
+    if size[0] * size[1] > MAX_PIXELS:
         raise InputError(
             f"{path} has {size[0]} x {size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels.",
             "Scale the picture down first.",
         )
-    broken = InputError(f"{path} is a broken picture.", "Open and save it again, or take another one.")
     if _is_cut_short(data):  # OpenCV would fill the rest with grey
         raise broken
     if data.startswith(b"GIF8"):  # OpenCV is often built without it
-        one = ["-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1"]
-        data = subprocess.run(_arguments(*_input(path), *one), capture_output=True, check=False).stdout
+        one = _arguments(*_input(path), "-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1")
+        data = subprocess.run(
+            one, stdin=subprocess.DEVNULL, capture_output=True, check=False, start_new_session=True
+        ).stdout
     raw = np.frombuffer(data, np.uint8)
     try:
         if not raw.size:

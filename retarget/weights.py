@@ -120,7 +120,7 @@ def load(name: str, *, progress: Progress | None = None) -> tuple[dict[str, torc
 def load_file(path: Path) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
     """The tensors of a file that `save_file` wrote, on the CPU, its model's name and its network's configuration.
 
-    Raises InputError when there is no such file, WeightsError when it is no file of `retarget train`.
+    Raises InputError when there is no such file, WeightsError when it is no file of `retarget train`, or holds NaN.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -130,6 +130,8 @@ def load_file(path: Path) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise WeightsError(f"{path} holds values that are not numbers.", "Name another file.")
         return tensors, said["model"], dict(json.loads(said["config"]))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} does not hold weights that retarget train wrote.", "Name another file.") from error
@@ -255,11 +257,17 @@ def _download(line: Entry, progress: Progress) -> Path:
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{line.repo.replace('/', '--')}" / "blobs"
     with _hub_errors(line):
         remote = get_hf_file_metadata(url, endpoint=endpoint)
+        # Both become names in the cache: what a server says must not lead out of it.
+        if not re.fullmatch(r"[\w-]{1,128}", str(remote.etag), re.ASCII) or remote.commit_hash != line.revision:
+            raise WeightsError(
+                f"The hub gave {line.name} an impossible name or another revision.", "Check HF_ENDPOINT, and try again."
+            )
+        size = min((n for n in (remote.size, line.bytes) if n is not None), default=None)
         blobs.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(blobs / f"{line.sha256}.lock"):
             part = blobs / f"{line.sha256}.part"
-            progress.stage(f"Downloading {line.name}", remote.size)
-            _transfer(url, remote.location, part, remote.size, progress)
+            progress.stage(f"Downloading {line.name}", size)
+            _transfer(url, remote.location, part, size, progress)
             try:
                 _check(line, part)
             except WeightsError as error:
@@ -306,6 +314,8 @@ def _transfer(url: str, location: str, part: Path, size: int | None, progress: P
                         file.write(chunk)
                         done += len(chunk)
                         progress.advance(len(chunk))
+                        if size is not None and done > size:  # a server without end must not fill the disk
+                            return
             if size is None:
                 return
         except OSError:  # the disk, not the line

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -15,6 +18,8 @@ from retarget.types import Silent
 
 # As `retarget` sets it, which test modules import after torch: waiting threads that spin make torch ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+pytest_plugins = ("reliability.report",)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -247,3 +252,46 @@ def tuned_avatar(shared_home: Path, short_me: Path) -> Iterator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETARGET_HOME", str(shared_home))
         yield personalize(short_me, frames=3, steps=3, name="tuned", device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ processes to be killed
+
+
+class Nursery:
+    """Starts processes that run Python code and have everything imported already (`nursery.py`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=EXAMPLES.parent,
+        )  # fmt: skip
+        assert self._told() == "ready"
+
+    def _told(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def run(self, code: str, kill_after: float | None = None) -> int:
+        """Run `code` to its end, or kill it (SIGKILL) after so many seconds. Its exit status, negative for a signal."""
+        assert self.process.stdin is not None
+        self.log.unlink(missing_ok=True)
+        print(json.dumps([code, str(self.log), kill_after]), file=self.process.stdin, flush=True)
+        return os.waitstatus_to_exitcode(int(self._told()))
+
+    @property
+    def said(self) -> str:
+        """What the last one printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Where processes are started to be killed. POSIX only."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.process.stdin.close()
+    made.process.wait(60)
+    made.process.stdout.close()

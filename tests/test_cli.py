@@ -297,7 +297,7 @@ def test_prepare_with_everything(replaced: Callable[..., Called]) -> None:
 TRAINED = Trained(Path("run/weights.safetensors"), 300, True, {"fg_psnr": 23.456, "sharpness": float("nan")})
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "meta"])
+@pytest.mark.parametrize("stage", ["pretrain", "meta", "parsing"])
 def test_train_with_defaults(replaced: Callable[..., Called], capsys: Out, stage: Any) -> None:
     called = replaced("training.train.train", TRAINED)
     assert main(["train", stage, "corpus", "--out", "run"]) == 0

@@ -59,7 +59,7 @@ def test_every_error_of_the_tree_has_its_code() -> None:
         (MemoryError(), 5, "The device ran out of memory."),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 5, "The device ran out of memory."),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 5, "ran out of memory."),
-        (KeyboardInterrupt(), 130, "Interrupted; nothing half-written is left."),
+        (KeyboardInterrupt(), 130, "Interrupted; no half-written result is left."),
     ],
 )
 def test_errors_of_the_system(error: BaseException, code: int, sentence: str) -> None:

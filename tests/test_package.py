@@ -74,14 +74,15 @@ RANK = {
     **dict.fromkeys(("errors", "skeleton", "types"), 0),
     **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots"), 1),
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
+    "checkpoint": 2,
     "perceptual_metrics": 2,
     # What stands between inputs and models, and the loop that fits.
     **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
     **dict.fromkeys(("lessons", "training.prepare", "training.corpus"), 4),
-    **dict.fromkeys(("preview", "training.tasks", "training.run"), 5),
+    **dict.fromkeys(("preview", "training.tasks", "training.run", "training.parsing"), 5),
     "training.train": 6,
-    **dict.fromkeys(("personalize", "drive", "evaluate", "doctor"), 6),
+    **dict.fromkeys(("personalize", "drive", "evaluate", "doctor", "forecast"), 6),
     "cli": 7,
     "__main__": 8,
 }
@@ -193,7 +194,7 @@ def outer_imports(tree: ast.Module) -> set[str]:
         ("rich", {"console"}),
         ("imageio_ffmpeg", {"video", "doctor"}),
         ("platformdirs", {"folders"}),
-        ("safetensors", {"avatar", "weights", "training.run", "training.tasks"}),
+        ("safetensors", {"avatar", "checkpoint", "weights", "training.run", "training.tasks"}),
         ("multiprocessing", {"training.prepare", "training.tasks"}),
         ("matplotlib", set()),  # training machines have none
         ("pickle", set()),

@@ -588,7 +588,7 @@ def test_wrong_frames_are_our_own_mistake(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said() -> None:
-    error = video._failed(Path("out.mp4"), "av_interleaved_write_frame(): No space left on device")
+    error = video._failed(Path("out.mp4"), Path("out.mp4"), "av_interleaved_write_frame(): No space left on device")
     assert isinstance(error, StorageError)
     assert "disk is full" in error.message
 

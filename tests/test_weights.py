@@ -36,6 +36,7 @@ class Hub:
     """Another host, as the hub's file store is."""
     data: bytes = DATA
     etag: str = SHA256
+    commit: str = REVISION
     status: int = 200
     ranges: bool = True
     cut_after: list[int] = field(default_factory=list)
@@ -75,7 +76,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
                 302,
                 {
                     "Location": f"{hub.store}/store/{hub.etag}",
-                    "X-Repo-Commit": REVISION,
+                    "X-Repo-Commit": hub.commit,
                     "X-Linked-Size": str(len(hub.data)),
                     "X-Linked-Etag": f'"{hub.etag}"',
                     "ETag": '"of-the-pointer"',
@@ -428,6 +429,32 @@ def test_a_file_that_is_something_else_is_refused(
         weights.pull("dance")
     assert kept(tmp_path) == []
     assert weights.verify()[0][1] == "missing"
+
+
+@pytest.mark.reliability("4. Hostile input", "a hub's file name that leads out of the cache", "refused, exit 4")
+@pytest.mark.parametrize(
+    "change", [{"etag": "../../../evil"}, {"etag": "/tmp/evil"}, {"etag": ".."}, {"commit": "../../evil"}]
+)
+def test_a_name_that_leads_out_of_the_cache(
+    manifest: Callable[..., Path], hub: Hub, change: dict[str, str], tmp_path: Path
+) -> None:
+    manifest(entry())
+    hub.__dict__.update(change)
+    with pytest.raises(WeightsError, match="impossible name or another revision") as caught:
+        weights.find("dance")
+    assert caught.value.remedy
+    assert hub.gets() == []
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.reliability("4. Hostile input", "a hub that sends more than it should", "stops and deletes it, exit 4")
+def test_a_server_that_sends_too_much(manifest: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
+    manifest(entry())
+    hub.data = DATA * 50
+    with pytest.raises(WeightsError, match="something else"):
+        weights.find("dance")
+    assert len(hub.gets()) == 1
+    assert kept(tmp_path) == []
 
 
 def test_a_cached_file_that_was_changed_is_refused(manifest: Callable[..., Path], hub: Hub) -> None:

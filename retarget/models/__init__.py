@@ -20,7 +20,14 @@ def _in(module: str, name: str) -> Callable[[], type[RetargetModel]]:
     return found
 
 
-MODELS: dict[str, Callable[[], type[RetargetModel]]] = {"dance": _in("dance", "Dance")}
+MODELS: dict[str, Callable[[], type[RetargetModel]]] = {
+    "dance": _in("dance", "Dance"),
+    "dance-paper": _in("dance_paper", "DancePaper"),
+    "pose2im": _in("pose2im", "Pose2Im"),
+    "posewarp": _in("posewarp", "Posewarp"),
+    "few-shot-vid2vid": _in("few_shot_vid2vid", "FewShotVid2Vid"),
+    "talking-head": _in("talking_head", "TalkingHead"),
+}
 """Model name → its class; modules are imported when first asked for."""
 
 

@@ -38,6 +38,17 @@ class Poses(NamedTuple):
         return Poses(self.body.to(device), self.face.to(device), self.hands.to(device), self.picture)
 
 
+class Labels(NamedTuple):
+    """A window of W label maps, oldest first, the one to draw last: what a model of street scenes draws from in the
+    place of poses (`few-shot-vid2vid`)."""
+
+    classes: Tensor
+    """(B, W, H, W) uint8: the class of each pixel; numbers without a class stand for pixels without a label."""
+
+    def to(self, device: torch.device) -> Labels:
+        return Labels(self.classes.to(device))
+
+
 class References(NamedTuple):
     """What is known of a person: K pictures, and the empty scene."""
 
@@ -51,6 +62,11 @@ class References(NamedTuple):
     """(B, 3, H, W) in -1..1."""
     shadow: float = 0.0
     """How much darker the floor is right under the feet, 0..1."""
+    video: int | None = None
+    """The number of the training video that they are from, for models that learn something of each; None: none of
+    these."""
+    labels: Labels | None = None
+    """Of the K pictures (W is K), if they show no person but a scene with label maps; the poses say nothing then."""
 
     def to(self, device: torch.device) -> References:
         """Pictures on the device; mattes and poses stay: they are only looked at once."""
@@ -64,6 +80,18 @@ class Frame(NamedTuple):
     """(B, 3, H, W) in -1..1."""
     matte: Tensor | None = None
     """(B, 1, H, W) in 0..1: how much of a pixel is the person."""
+    extra: Any = None
+    """A tensor (B, ...), or a named tuple of them, that the model's own objective looks at, too."""
+
+    def detached(self) -> Frame:
+        """The same, without the way back to what drew it."""
+        return Frame(*(_detached(item) for item in self))
+
+
+def _detached(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.detach()
+    return type(item)(*map(_detached, item)) if hasattr(item, "_fields") else item
 
 
 class Condition(Protocol):
@@ -81,7 +109,11 @@ State: TypeAlias = Any
 
 
 class Batch(NamedTuple):
-    """One training step's pairs: the model's arguments and the pictures it should have drawn."""
+    """One training step's pairs: the model's arguments and the pictures it should have drawn.
+
+    Of a model that learns from sequences (`RetargetModel.sequence`) the tensors of condition and truth have a time axis
+    after the batch's, (B, T, ...): T frames in a row of each person.
+    """
 
     condition: Any
     identity: Identity
@@ -92,11 +124,15 @@ class Batch(NamedTuple):
 def stacked(items: Sequence[Any]) -> Any:
     """One batch out of batches, conditions, identities or frames of one kind.
 
-    Pictures of different sizes are continued past their right and lower borders; tuples are joined; of anything else
-    the first one's stands for all.
+    Pictures of different sizes are continued past their right and lower borders; of what there are more in one than in
+    the other (their second sides differ), zeros make up the number; tuples are joined; of anything else the first one's
+    stands for all.
     """
     first = items[0]
     if isinstance(first, Tensor):
+        if first.dim() > 1 and len({x.shape[1] for x in items}) > 1:
+            most = max(x.shape[1] for x in items)
+            items = [F.pad(x, [0, 0] * (x.dim() - 2) + [0, most - x.shape[1]]) for x in items]
         sides = [max(x.shape[d] for x in items) for d in range(2, first.dim())]
         pads = [[n for d in reversed(range(2, x.dim())) for n in (0, sides[d - 2] - x.shape[d])] for x in items]
         return torch.cat([F.pad(x, pad, "replicate") if any(pad) else x for x, pad in zip(items, pads, strict=True)])
@@ -123,16 +159,81 @@ def _part(item: Any, which: slice, count: int) -> Any:
     return item
 
 
+def series(items: Sequence[Any]) -> Any:
+    """What belongs to T frames in a row as one, with a time axis: tensors (B, ...) → (B, T, ...). Of anything else the
+    first one's stands for all."""
+    first = items[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(items), 1)
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(series(field) for field in zip(*items, strict=True)))
+    return first
+
+
+def along(item: Any, which: int | slice) -> Any:
+    """One frame, or some, of what `series` made."""
+    if isinstance(item, Tensor):
+        return item[:, which]
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(along(field, which) for field in item))
+    return item
+
+
+def frame_count(truth: Frame) -> int | None:
+    """T, if these are sequences; None for single frames."""
+    return truth.rgb.shape[1] if truth.rgb.dim() == 5 else None
+
+
+def beginning(batch: Batch, count: int) -> Batch:
+    """The first `count` frames of a batch's sequences; a batch of single frames as it is."""
+    if frame_count(batch.truth) is None:
+        return batch
+    some = slice(count)
+    return batch._replace(condition=along(batch.condition, some), truth=along(batch.truth, some))
+
+
+def last(frame: Frame) -> Frame:
+    """The last frames of sequences; single frames as they are."""
+    return frame if frame_count(frame) is None else along(frame, -1)
+
+
+def rollout(model: RetargetModel, condition: Any, identity: Identity, state: State, count: int | None) -> Frame:
+    """A frame, or where there are `count` in a row, one after the other, each knowing what the one before left it: then
+    with a time axis, like the condition."""
+    if count is None:
+        single: Frame = model(condition, identity, state)[0]
+        return single
+    done = []
+    for t in range(count):
+        frame, state = model(along(condition, t), identity, state)
+        done.append(frame)
+    sequence: Frame = series(done)
+    return sequence
+
+
 class RetargetModel(nn.Module, ABC):
     """A network that draws a known person in given poses."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {}}
     """Named configurations: `small`, the trained default, and where the paper's own sizes differ, `paper`."""
+    FEATURES: ClassVar[tuple[str, ...]] = ("vgg",)
+    """The trained networks that `objective` takes, by its keywords; see `lessons.features`."""
     config: Any
     """A frozen dataclass: what `models.build` was given, complete."""
     Ahead: type[Any] | None = None
-    """What `ahead` makes of a condition, if that is a tuple of tensors in 0..1 and needs no identity: training keeps it
-    on the disk. None: it is made anew each time."""
+    """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
+    disk, whatever has four dimensions or more as bytes, so that it has to be in 0..1. None: it is made anew each time."""
+
+    sources: int | None = None
+    """How many references a picture is drawn from; None: all there are. The pairs of fine-tuning then show each truth
+    by every one of these choices."""
+
+    sequence: int = 1
+    """T: frames in a row of a pretraining pair, at most. Fine-tuning's pairs are single frames."""
+
+    def length(self, progress: float) -> int:
+        """How many of a pair's `sequence` frames are learned from when this share, 0..1, of pretraining is over."""
+        return self.sequence
 
     @property
     def ahead_depends_on(self) -> dict[str, Any]:
@@ -165,7 +266,7 @@ class RetargetModel(nn.Module, ABC):
         """Draw one frame of a clip."""
 
     def ahead(self, condition: Any, identity: Identity, truth: Frame) -> tuple[Any, Identity, Frame]:
-        """For training: whatever of the forward pass no parameter changes, done once for many steps.
+        """For training: whatever of the forward pass no parameter changes, done once for many steps. Single frames.
 
         Returns:
             What `forward` takes in the place of condition and identity, and the truth that its frame is compared with:
@@ -198,6 +299,35 @@ class RetargetModel(nn.Module, ABC):
         """
         return {}
 
+    @property
+    def window(self) -> int:
+        """Poses that a condition is drawn from, the current one last."""
+        return 1
+
+    def packed(self, state: State) -> dict[str, Tensor]:
+        """A state as tensors by name, for a file; `unpacked` is the inverse, to the bit.
+
+        Both are for models that have a state.
+        """
+        if state is not None:
+            raise NotImplementedError(f"{type(self).__name__} does not say how its state is packed")
+        return {}
+
+    def unpacked(self, tensors: Mapping[str, Tensor]) -> State:
+        """The state, on the device of the model's parameters."""
+        return None
+
+    def grown(self, tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor] | None:
+        """Where training starts from a smaller network of the same kind: its weights under this one's names.
+
+        Args:
+            tensors, config: the smaller one's state dict and configuration.
+
+        Returns:
+            Some of this network's state dict; None when such a network is no beginning of this one.
+        """
+        return None
+
     @abstractmethod
     def tunable(self, identity: Identity) -> Iterable[nn.Parameter]:
         """What personalisation moves."""
@@ -208,6 +338,11 @@ class Objective(nn.Module, ABC):
 
     Losses are dicts of weighted scalars: their sum is what is minimised, the names are for the reader.
     """
+
+    critic_steps: int = 1
+    """Steps of the critics after each of the model's."""
+    critic_rate: float = 1.0
+    """The critics' learning rate, as a multiple of the model's."""
 
     @abstractmethod
     def generator_loss(self, frame: Frame, truth: Frame, condition: Any) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ network that has learnt nothing shows the moved parts on the plate. A matte take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -350,6 +350,24 @@ class Dance(RetargetModel):
                     best = other
         self.trust.copy_(self.trust.new_tensor(best))
         return {f"trust_{name}": value for name, value, used in zip(TRUSTED, best, there, strict=True) if used}
+
+    @property
+    def window(self) -> int:
+        return self.config.window
+
+    def packed(self, state: DanceState | None) -> dict[str, Tensor]:
+        return {
+            f"{name}.{b}": torch.from_numpy(np.ascontiguousarray(getattr(layout, name)))
+            for b, layout in enumerate(state or ())
+            for name in ("mix", "depth")
+        }
+
+    def unpacked(self, tensors: Mapping[str, Tensor]) -> DanceState | None:
+        count = len(tensors) // 2
+        layouts = (
+            parts.LayoutState(*(tensors[f"{name}.{b}"].numpy() for name in ("mix", "depth"))) for b in range(count)
+        )
+        return tuple(layouts) or None
 
     def tunable(self, identity: DanceIdentity) -> Iterable[nn.Parameter]:
         return self.parameters()

@@ -5,6 +5,7 @@ All normalisation is per picture, so that a batch of one trains and draws like a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -14,11 +15,46 @@ from torch import Tensor, nn
 SLOPE = 0.1
 
 
-def fit_sides(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the right and bottom border of (B, C, H, W) until both sides are multiples of `multiple`."""
+def fit_sides(x: Tensor, multiple: int, least: int = 0) -> Tensor:
+    """Repeat the right and bottom border of (B, C, H, W) until both sides are multiples of `multiple`, `least` or more.
+
+    `least` is itself a multiple.
+    """
     h, w = x.shape[-2:]
-    down, right = -h % multiple, -w % multiple
+    down, right = max(h + -h % multiple, least) - h, max(w + -w % multiple, least) - w
     return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
+def within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) shrunk, if need be, so that the short side has `side` pixels."""
+    zoom = min(1.0, side / min(size))
+    return max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, H, W) in another size (h, w): averaged by the whole factor, then bilinear."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    factor = min(x.shape[2] // size[0], x.shape[3] // size[1])
+    if factor > 1:
+        x = F.avg_pool2d(x, factor)
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
+    """Look each pixel up where the flow says: out(p) = x(p + flow(p)), bilinear, in float32.
+
+    Args:
+        x: (B, C, H, W).
+        flow: (B, 2, H, W) to the right and down, in pixels.
+        padding: what is outside of x: "zeros", or "border", its nearest pixel.
+    """
+    height, width = x.shape[2:]
+    right = torch.arange(width, device=x.device, dtype=torch.float32) + 0.5
+    down = torch.arange(height, device=x.device, dtype=torch.float32) + 0.5
+    flow = flow.float()
+    grid = torch.stack([(flow[:, 0] + right) * (2 / width), (flow[:, 1] + down[:, None]) * (2 / height)], -1) - 1
+    return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 def zero_(layer: nn.Conv2d) -> nn.Conv2d:
@@ -76,16 +112,20 @@ class UNet(nn.Module):
         if zero_last:
             zero_(self.last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        y = self.stem(fit_sides(x, self.multiple))
+    def features(self, x: Tensor) -> Tensor:
+        """(B, width, h, w): what the last convolution reads; 1/`fold` of the padded picture's sides."""
+        y: Tensor = self.stem(fit_sides(x, self.multiple))
         skips = []
         for down in self.down:
             skips.append(y)
             y = down(y)
         for up in self.up:
             y = up(torch.cat([F.interpolate(y, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
-        out: Tensor = self.unfold(self.last(y))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        out: Tensor = self.unfold(self.last(self.features(x)))
         return out[..., :h, :w]
 
 
@@ -139,9 +179,9 @@ class GlobalGenerator(nn.Module):
     """The global generator G1 of Pix2PixHD; g of Dance Dance Generation §4.2.
 
     `width` 64 is the original: 182.5 M parameters (182,546,755 with 36 input channels). DDG halves the activation
-    maps of every layer: `width` 32.
+    maps of every layer: `width` 32. Without `outputs` it has only features, for an enhancer around it.
 
-    Shapes: (B, inputs, H, W) → (B, outputs, H, W) in -1..1, any H and W of at least 2 ** (downs + 1).
+    Shapes: (B, inputs, H, W) → (B, outputs, H, W) in -1..1, any H and W.
     """
 
     def __init__(self, inputs: int, outputs: int = 3, width: int = 64, downs: int = 4, blocks: int = 9) -> None:
@@ -154,12 +194,13 @@ class GlobalGenerator(nn.Module):
             *(ResidualBlock(width << downs) for _ in range(blocks)),
             *(layer for w in reversed(widths) for layer in _double(2 * w)),
         )
-        self.paint = _paint(width, outputs)
+        self.paint = _paint(width, outputs) if outputs else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
         """(B, width, H, W): what `paint` turns into a picture."""
         h, w = x.shape[-2:]
-        features: Tensor = self.body(fit_sides(x, self.multiple))[..., :h, :w]
+        # Two pixels at the least where they are fewest: of a single one there is no reflection and no variance.
+        features: Tensor = self.body(fit_sides(x, self.multiple, 2 * self.multiple))[..., :h, :w]
         return features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,24 +215,31 @@ class LocalEnhancer(nn.Module):
     input at half resolution; its features, not its picture, are added (as in Pix2PixHD). Train g by itself first.
 
     Args:
-        coarse: g; its width is twice the enhancer's, so it must be even.
+        coarse: g, or an enhancer around it (Pix2PixHD §3.1: "additional local enhancer networks"); its width is twice
+            this one's, so it must be even.
         inputs, outputs: as of `coarse`.
         blocks: residual blocks of g̃.
 
     Shapes: (B, inputs, H, W) → (B, outputs, H, W) in -1..1, any H and W.
     """
 
-    def __init__(self, coarse: GlobalGenerator, inputs: int, outputs: int = 3, blocks: int = 3) -> None:
+    def __init__(self, coarse: GlobalGenerator | LocalEnhancer, inputs: int, outputs: int = 3, blocks: int = 3) -> None:
         super().__init__()
         width = coarse.width // 2
+        self.width, self.multiple = width, 2 * coarse.multiple
         self.coarse = coarse
         self.before = nn.Sequential(*_stem(inputs, width), *_halve(width))
         self.after = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(blocks)), *_double(2 * width))
-        self.paint = _paint(width, outputs)
+        self.paint = _paint(width, outputs) if outputs else nn.Identity()
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, width, H, W): what `paint` turns into a picture."""
+        h, w = x.shape[-2:]
+        x = fit_sides(x, self.multiple)
+        half = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        features: Tensor = self.after(self.before(x) + self.coarse.features(half))
+        return features[..., :h, :w]
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        x = fit_sides(x, 2 * self.coarse.multiple)
-        half = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-        picture: Tensor = self.paint(self.after(self.before(x) + self.coarse.features(half)))
-        return picture[..., :h, :w]
+        picture: Tensor = self.paint(self.features(x))
+        return picture

@@ -60,6 +60,35 @@ def relativistic_generator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Te
     return relativistic_critic(fake, real)
 
 
+def lsgan_critic(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Least-squares GAN for D: ½ E[(D(y) - 1)²] + ½ E[D(x)²], scales added (Pix2PixHD §3.2).
+
+    Args:
+        real, fake: scores D(y), D(x) per scale, (B, 1, h, w).
+    """
+    terms = [(y - 1).square().mean() + x.square().mean() for y, x in _pairs(real, fake)]
+    return 0.5 * torch.stack(terms).sum()
+
+
+def lsgan_generator(fake: Sequence[Tensor]) -> Tensor:
+    """Least-squares GAN for G: E[(D(x) - 1)²], scales added."""
+    return torch.stack([(x.float() - 1).square().mean() for x in fake]).sum()
+
+
+def hinge_critic(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss for D: E[max(0, 1 - D(y))] + E[max(0, 1 + D(x))], scales added (Talking Heads Eq. 6).
+
+    Args:
+        real, fake: scores D(y), D(x) per scale, (B, 1, h, w).
+    """
+    return torch.stack([F.relu(1 - y).mean() + F.relu(1 + x).mean() for y, x in _pairs(real, fake)]).sum()
+
+
+def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss for G: -E[D(x)], scales added."""
+    return -torch.stack([x.float().mean() for x in fake]).sum()
+
+
 def gradient_penalty(scores: Callable[[Tensor], Sequence[Tensor]], real: Tensor, fake: Tensor) -> Tensor:
     """The last term of the first line of Eq. 4 without its weight: E[(‖∇D(x̂, p)‖₂ - 1)²].
 
@@ -166,20 +195,42 @@ class VGG19(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
-    def forward(self, rgb: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in -1..1 → the five taken layers, fine to coarse."""
+    def forward(self, rgb: Tensor, taken: Sequence[int] = TAKEN, *, average: bool = False) -> list[Tensor]:
+        """(B, 3, H, W) in -1..1 → the taken layers, by index, fine to coarse; with averages in the place of maxima."""
         x = ((rgb + 1) / 2 - self.mean) / self.std
-        taken = []
-        for i, layer in enumerate(self.features):
-            x = layer(x)
-            if i in self.TAKEN:
-                taken.append(x)
-        return taken
+        found = []
+        for i, layer in enumerate(self.features[: max(taken) + 1]):
+            x = F.avg_pool2d(x, 2) if average and isinstance(layer, nn.MaxPool2d) else layer(x)
+            if i in taken:
+                found.append(x)
+        return found
 
 
-def perceptual(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+PIX2PIXHD = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+"""How much Pix2PixHD's perceptual loss counts each of the five taken layers."""
+
+
+def perceptual(real: Sequence[Tensor], fake: Sequence[Tensor], weights: Sequence[float] = (1.0,) * 5) -> Tensor:
     """Eq. 6: Σ over the layers of VGG19 of the mean |φⁱ(y) - φⁱ(x)|, unweighted as printed (Pix2PixHD weights them)."""
-    return torch.stack([F.l1_loss(x, y.detach()) for y, x in _pairs(real, fake)]).sum()
+    terms = [w * F.l1_loss(x, y.detach()) for w, (y, x) in zip(weights, _pairs(real, fake), strict=True)]
+    return torch.stack(terms).sum()
+
+
+def content_loss(x: Tensor, y: Tensor) -> Tensor:
+    """What stands in for a perceptual term where no VGG19 is: L1 and `pyramid_loss`, (B, 3, H, W) each."""
+    return F.l1_loss(x.float(), y.float()) + pyramid_loss(x, y)
+
+
+def parsing_features(real: Sequence[Tensor], fake: Sequence[Tensor], w_s: float = 0.01) -> Tensor:
+    """Eq. 7: the mean |φ_p(y) - φ_p(x)| + w_s times the mean |φ_s(y) - φ_s(x)|.
+
+    Printed without Eqs. 5 and 6's 1/N; a sum over so many features, times 10, would leave nothing of the other terms.
+
+    Args:
+        real, fake: features (φ_p, φ_s) of the truth and of what was drawn (`parsing.Parser.features`).
+    """
+    joints, parts = (F.l1_loss(x, y.detach()) for y, x in _pairs(real, fake))
+    return joints + w_s * parts
 
 
 class DanceObjective(Objective):

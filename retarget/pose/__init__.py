@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from .. import folders
 from ..errors import NobodyFound, StorageError, UsageError
 from ..types import Array, Image, PoseTrack, Progress, Silent
 from . import cache
 from .base import LONG_SIDE, PoseEstimator, PoseOptions, fitting, person_point
-from .cache import load_motion, save_motion
+from .cache import Motion, digest, load_motion, open_motion, save_motion
 
 __all__ = [
+    "Motion",
     "PoseEstimator",
     "PoseOptions",
+    "digest",
     "estimate",
     "estimate_images",
+    "estimated",
     "load_motion",
     "make_estimator",
     "save_motion",
@@ -52,16 +57,30 @@ def estimate(
     """The pose in every picture of a video between `start` and `end` seconds, in pixels of the video.
 
     Raw: gaps are not filled and nothing is smoothed (see `motion`). Taken from the cache when the same content was
-    estimated before with the same options. A motion file (.npz) may stand in for the video.
+    estimated before with the same options; goes on where an interrupted run stopped. A motion file (.npz) may stand in
+    for the video.
 
     Raises VideoError or InputError for a file that cannot be used, NobodyFound when no picture shows a person,
     UsageError for options that cannot be.
     """
+    return estimated(path, options, start=start, end=end, progress=progress).whole()
+
+
+def estimated(
+    path: str | Path,
+    options: PoseOptions | None = None,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    progress: Progress | None = None,
+) -> Motion:
+    """As `estimate`, for long videos: the face meshes are not held in memory."""
     path, options, progress = Path(path), options or PoseOptions(), progress or Silent()
     if path.suffix == ".npz":
-        track = _piece(load_motion(path), path, start, end)
+        motion = _piece(open_motion(path), path, start, end)
     else:
-        track = _from_video(path, options, start, end, progress)
+        motion = _from_video(path, options, start, end, progress)
+    track = motion.track
     if not track.found.any():
         raise NobodyFound(
             f"No person was found in {path.name}.",
@@ -73,33 +92,34 @@ def estimate(
             f"Nobody was found in {len(track.missed)} of the {len(track)} pictures of {path.name}"
             f" ({ranges(track.missed)}); their poses are filled in."
         )
-    return track
+    return motion
 
 
-def _piece(track: PoseTrack, path: Path, start: float, end: float | None) -> PoseTrack:
+def _piece(motion: Motion, path: Path, start: float, end: float | None) -> Motion:
     """The pictures with start <= time < end, as `video.open_reader` counts them; UsageError when there are none."""
     if not (0 <= start < math.inf and (end is None or start < end < math.inf)):
         raise UsageError(
             f"A piece from {start:g} s to {end} s cannot be.", "Give a start of 0 or more and a later end."
         )
-    first = math.ceil(start * track.fps - 1e-6)
-    last = len(track) if end is None else math.ceil(end * track.fps - 1e-6)
-    if first >= len(track):
+    fps = motion.track.fps
+    first = math.ceil(start * fps - 1e-6)
+    last = len(motion) if end is None else math.ceil(end * fps - 1e-6)
+    if first >= len(motion):
         raise UsageError(
-            f"{path.name} has no pose from {start:g} s on; it is {float(len(track) / track.fps):.2f} s long.",
+            f"{path.name} has no pose from {start:g} s on; it is {float(len(motion) / fps):.2f} s long.",
             "Choose a start and an end inside the motion.",
         )
-    return track.select(slice(first, last))
+    return motion.select(slice(first, last))
 
 
-def _from_video(path: Path, options: PoseOptions, start: float, end: float | None, progress: Progress) -> PoseTrack:
+def _from_video(path: Path, options: PoseOptions, start: float, end: float | None, progress: Progress) -> Motion:
     from .. import video
 
     estimator = make_estimator(options)
     name = cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
     info = video.probe(path)
     full = (info.width, info.height)
-    if (kept := cache.fetch(name)) is not None and kept.size == full:
+    if (kept := cache.fetch(name)) is not None and kept.track.size == full:
         return kept
 
     size = fitting(full)
@@ -111,16 +131,106 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
             )
         scaled = f"{point[0] * size[0] / full[0]},{point[1] * size[1] / full[1]}"
         estimator = make_estimator(replace(options, person=scaled))
-    length = info.frames if not start and end is None else round(((end or info.duration) - start) * info.fps)
-    progress.stage(f"Poses of {path.name}", max(1, min(length, info.frames)))
-    with video.open_reader(path, start=start, end=end, size=None if size == full else size) as frames:
-        track = estimator.track(frames, fps=info.fps, progress=progress)
-    track = track.scaled(full)
+    length = len(video.timestamps(path, start, end))
+    progress.stage(f"Poses of {path.name}", length)
+
+    def read(skip: int) -> AbstractContextManager[Iterator[Image]]:
+        return video.open_reader(path, start=start, end=end, size=None if size == full else size, skip=skip)
+
+    with folders.work("poses", {"key": name}, patience=PATIENCE) as folder:
+        if (kept := cache.fetch(name)) is not None:  # somebody else has made it meanwhile
+            return kept
+        parts = _unfinished(folder)
+        done = cache.BLOCK * len(parts)
+        if done:
+            progress.note(f"Going on with the poses at frame {done} of {length}.")
+            progress.advance(done)
+        if done < length:
+            with read(done - min(done, estimator.overlap)) as frames:
+                before = cache.read(parts[-1], "before") if parts else None
+                pieces = estimator.pieces(frames, fps=info.fps, progress=progress, before=before)
+                for block, carried in _blocks(pieces):
+                    parts.append(folder / f"{len(parts):06d}.npz")
+                    arrays = cache.packed(block.scaled(full)) | {"before": carried}
+                    cache.write(parts[-1], arrays.items())
+        motion = _kept(name, parts, estimator, progress)
+    if options.person == "largest" and hasattr(estimator, "bystanders"):  # not all can tell
+        _look_around(path.name, motion.track, estimator.bystanders, read, size, progress)
+    return motion
+
+
+PATIENCE = 24 * 3600.0
+"""Seconds to wait for another process that estimates the same poses: then they are known."""
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """The whole blocks of poses that an interrupted run has finished, from the first one on."""
+    parts: list[Path] = []
+    while (path := folder / f"{len(parts):06d}.npz").exists():
+        try:
+            if len(cache.read(path, "face_steps_0")) != cache.BLOCK or len(cache.read(path, "before")) == 0:
+                break
+        except cache.BROKEN:
+            break
+        parts.append(path)
+    return parts
+
+
+def _kept(name: str, parts: list[Path], estimator: PoseEstimator, progress: Progress) -> Motion:
+    """The motion out of its parts, in the cache if that can be written."""
     try:
-        cache.keep(name, track)
+        cache.keep(name, cache.joined(parts, estimator.strays))
+        if (motion := cache.fetch(name)) is not None:
+            return motion
     except StorageError as error:
         progress.warn(f"The poses were not kept for the next time. {error}")
-    return cache.rounded(track)
+    return Motion(dict(cache.joined(parts, estimator.strays)).__getitem__)
+
+
+def _blocks(pieces: Iterable[tuple[PoseTrack, Array]]) -> Iterator[tuple[PoseTrack, Array]]:
+    """Pieces of poses, joined to blocks of `cache.BLOCK` pictures, but for the last."""
+    waiting: list[PoseTrack] = []
+    carried = np.empty(0, np.float32)
+    for piece, carried in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= cache.BLOCK:
+            yield PoseTrack.concatenate(waiting), carried
+            waiting = []
+    if waiting:
+        yield PoseTrack.concatenate(waiting), carried
+
+
+def _look_around(
+    name: str,
+    track: PoseTrack,
+    bystanders: Callable[[Sequence[Image], PoseTrack], Sequence[Sequence[tuple[float, float]]]],
+    read: Callable[[int], AbstractContextManager[Iterator[Image]]],
+    size: tuple[int, int],
+    progress: Progress,
+) -> None:
+    """Warns when most of three pictures, looked at in `size`, show somebody beside the person of the track."""
+    wanted = sorted({0, len(track) // 2, 9 * len(track) // 10})
+    few = [i for i in wanted if track.found[i]]
+    pictures = []
+    for i in few:
+        with read(i) as frames:
+            pictures.append(next(frames))
+    some = track.select(few)
+    beside = bystanders(pictures, some.scaled(size))
+    if 2 * sum(map(bool, beside)) > len(wanted):
+        progress.warn(_crowd(name, beside, some.scaled(size), track.size))
+
+
+def _crowd(name: str, beside: Sequence[Sequence[tuple[float, float]]], track: PoseTrack, full: tuple[int, int]) -> str:
+    """Who was taken, and how to choose one of those `beside` them, in pixels of a picture of size `full`."""
+    first = next(i for i, found in enumerate(beside) if found)
+    scale = np.array(full) / track.size
+    taken, other = track.body[first, 23:25, :2].mean(axis=0) * scale, np.array(beside[first][0]) * scale
+    place = f"{other[0]:.0f},{other[1]:.0f}"
+    return (
+        f"{name} shows more than one person. The one at {taken[0]:.0f},{taken[1]:.0f} is followed, another is at"
+        f" {place}: choose with --person {place}."
+    )
 
 
 def estimate_images(images: Sequence[Image], options: PoseOptions | None = None) -> list[tuple[PoseTrack, Array]]:

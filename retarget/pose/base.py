@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -35,9 +35,29 @@ class PoseEstimator(Protocol):
     """Finds one person's pose in pictures.
 
     name      identifies the estimator and its model; part of the cache key.
+    overlap   pictures before the new ones that `pieces` looks at when it goes on.
     """
 
     name: str
+    overlap: int
+
+    def pieces(
+        self, frames: Iterable[Image], *, fps: Fraction, progress: Progress, before: Array | None = None
+    ) -> Iterator[tuple[PoseTrack, Array]]:
+        """The pose in each of the consecutive `frames` (all of one size), some of them at a time, as they come.
+
+        Behind any piece another run can go on, and then finds the same to the bit.
+
+        Args:
+            before: what came with the piece to go on behind; `frames` then begin `overlap` pictures before its end.
+                None at the start.
+
+        Yields tracks, NaN rows where nobody was found, and with each (N, 33, 4) poses to go on with.
+        Reads `frames` as a stream and calls `progress.advance` once per new picture; the stage is opened by the caller.
+        """
+
+    def strays(self, body: Array) -> npt.NDArray[np.bool_]:
+        """(T,) bool: which poses of the joined pieces, (T, 33, 4), are not the person's after all."""
 
     def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
         """The pose in each of the consecutive `frames` (all of one size); NaN rows and `missed` where nobody was found.
@@ -89,6 +109,11 @@ def empty_track(length: int, size: tuple[int, int], fps: Fraction = Fraction(25)
         fps=fps,
         missed=tuple(range(length)),
     )
+
+
+def unknown(*shape: int) -> Array:
+    """(*shape, 3) float32, all NaN, that takes no memory and cannot be written."""
+    return np.broadcast_to(np.float32("nan"), (*shape, 3))
 
 
 _FRAME = tuple(

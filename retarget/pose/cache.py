@@ -5,30 +5,122 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from .. import folders
 from ..errors import InputError, StorageError
+from ..skeleton import FACE_POINTS
 from ..types import Array, PoseTrack
+from .base import unknown
 
 KIND: Final = "retarget motion"
-VERSION: Final = 1
+VERSION: Final = 2
+BLOCK: Final = 480
+"""Pictures whose face meshes are packed together; `pose` keeps unfinished work in blocks of this size, too."""
 LIMIT: Final = 2**30
 """Size of the cache in bytes; what was not used for longest goes first."""
 
 
-def _pack(track: PoseTrack) -> dict[str, np.ndarray]:
+class Motion:
+    """A track as motion files hold it: the face meshes, 85 % of it, are packed, and read some pictures at a time.
+
+    track  all else; its face meshes are NaN and take no memory.
+    """
+
+    def __init__(self, array: Callable[[str], np.ndarray], which: slice = slice(None)) -> None:
+        """
+        Args:
+            array: gives the arrays of `packed` by their names, whenever it is asked.
+            which: these pictures only.
+
+        Raises KeyError or ValueError when something is missing or of the wrong kind.
+        """
+        if str(array("kind")) != KIND:
+            raise ValueError("another kind of file")
+        width, height = (int(v) for v in array("size"))
+        fps = Fraction(*(int(v) for v in array("fps")))
+        if min(width, height) < 1 or fps <= 0:
+            raise ValueError("size or fps")
+        self._array = array
+        self._centre, self._reach = _floats(array("face_centre")), _floats(array("face_reach"))
+        body = _floats(array("body"))
+        self._chunked = int(array("version")) > 1  # the first version kept all in one
+        self._block = BLOCK if self._chunked else max(1, len(body))
+        whole = PoseTrack(
+            body=body,
+            world=_floats(array("world")),
+            face=unknown(len(body), FACE_POINTS),
+            hands=_floats(array("hands")),
+            size=(width, height),
+            fps=fps,
+            missed=tuple(int(i) for i in array("missed")),
+        )
+        self._first = range(len(whole))[which].start
+        self.track = whole if which == slice(None) else whole.select(which)
+        self._read: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def select(self, which: slice) -> Motion:
+        """Consecutive pictures of it."""
+        rows = range(self._first, self._first + len(self))[which]
+        return Motion(self._array, slice(rows.start, rows.stop))
+
+    def faces(self, first: int, last: int) -> Array:
+        """(last - first, 468, 3) float32: the face meshes of the pictures with first <= number < last.
+
+        Raises InputError when the file was damaged meanwhile.
+        """
+        rows = np.arange(self._first + first, self._first + last)
+        out = np.empty((len(rows), FACE_POINTS, 3), np.float32)
+        for block in range(rows[0] // self._block, rows[-1] // self._block + 1) if len(rows) else ():
+            here = rows // self._block == block
+            try:
+                steps = self._steps(block)[rows[here] - block * self._block]
+            except BROKEN as error:
+                raise InputError("The file of the poses was damaged meanwhile.", "Run the command again.") from error
+            out[here] = steps.astype(np.float32) * (self._reach[rows[here]] / 32767)[:, None, None]
+            out[here] += self._centre[rows[here], None]
+        return out
+
+    def _steps(self, block: int) -> np.ndarray:
+        """(n, 468, 3) int16: packed face meshes. Raises what a damaged file raises."""
+        if self._read[0] != block:
+            steps = self._array(f"face_steps_{block}" if self._chunked else "face_steps")
+            rows = min(self._block, len(self._reach) - block * self._block)
+            if steps.dtype != np.int16 or steps.shape != (rows, FACE_POINTS, 3):
+                raise ValueError("face_steps")
+            self._read = block, steps
+        return self._read[1]
+
+    def verified(self) -> Motion:
+        """Itself, once all of it has been read. Raises what a damaged file raises."""
+        for block in range(-(-len(self._reach) // self._block)):
+            self._steps(block)
+        return self
+
+    def whole(self) -> PoseTrack:
+        """The track with all its face meshes in memory."""
+        return replace(self.track, face=self.faces(0, len(self)))
+
+
+def packed(track: PoseTrack) -> dict[str, np.ndarray]:
     """The arrays of a motion file.
 
-    The face mesh, 85 % of a track, is kept as 16-bit steps from its centre; a step is 1/32767 of the mesh's largest
-    extent in that picture, so that the error stays below 0.01 px for a face of 600 px.
+    The face meshes are kept as 16-bit steps from their centre; a step is 1/32767 of the mesh's largest extent in that
+    picture, so that the error stays below 0.01 px for a face of 600 px.
     """
     with np.errstate(invalid="ignore"):
         centre = track.face.mean(axis=1)
@@ -46,31 +138,8 @@ def _pack(track: PoseTrack) -> dict[str, np.ndarray]:
         "hands": track.hands,
         "face_centre": centre,
         "face_reach": reach,
-        "face_steps": steps,
+        **{f"face_steps_{i // BLOCK}": steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)},
     }
-
-
-def _unpack(arrays: Any) -> PoseTrack:
-    """The inverse of `_pack`. Raises KeyError or ValueError when something is missing or of the wrong kind."""
-    if str(arrays["kind"]) != KIND:
-        raise ValueError("another kind of file")
-    centre, reach = _floats(arrays["face_centre"]), _floats(arrays["face_reach"])
-    steps = arrays["face_steps"]
-    if steps.dtype != np.int16:
-        raise ValueError("face_steps")
-    width, height = (int(v) for v in arrays["size"])
-    fps = Fraction(*(int(v) for v in arrays["fps"]))
-    if min(width, height) < 1 or fps <= 0:
-        raise ValueError("size or fps")
-    return PoseTrack(
-        body=_floats(arrays["body"]),
-        world=_floats(arrays["world"]),
-        face=(steps.astype(np.float32) * (reach / 32767)[:, None, None] + centre[:, None]).astype(np.float32),
-        hands=_floats(arrays["hands"]),
-        size=(width, height),
-        fps=fps,
-        missed=tuple(int(i) for i in arrays["missed"]),
-    )
 
 
 def _floats(array: np.ndarray) -> Array:
@@ -79,110 +148,135 @@ def _floats(array: np.ndarray) -> Array:
     return array
 
 
-def rounded(track: PoseTrack) -> PoseTrack:
-    """`track` as it comes back from a motion file, so that a cached run and the first one agree to the bit."""
-    return _unpack(_pack(track))
-
-
 def save_motion(track: PoseTrack, path: str | Path) -> Path:
     """Writes a motion file (.npz, without pickle), which can be used wherever a driving video can. Returns its path.
 
     Written under a temporary name and moved into place. Raises StorageError when that fails.
     """
     path = Path(path)
+    write(path, packed(track).items())
+    return path
+
+
+def write(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes arrays one by one as `numpy.savez_compressed` writes all at once. Raises StorageError when that fails."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".npz", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **_pack(track))
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with folders.replaced(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, array in arrays:
+                with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     except OSError as error:
         raise StorageError(
             f"The motion file {path} cannot be written: {error.strerror or error}.",
             "Choose a folder that exists, is writable and has space left.",
         ) from error
-    return path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def read(path: Path, name: str) -> np.ndarray:
+    """One array of a file that `write` has written. Raises what a damaged file raises, `BROKEN`."""
+    # `numpy.load` would leave a damaged file open.
+    with path.open("rb") as file, NpzFile(file, allow_pickle=False) as arrays:  # type: ignore[arg-type]  # wrong stub
+        array: np.ndarray = arrays[name]
+        return array
 
 
-_BROKEN = (
+def joined(parts: Sequence[Path], strays: Callable[[Array], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The names and arrays of one motion out of those of its parts, all but the last of them `BLOCK` pictures long.
+
+    strays: (T, 33, 4) → (T,) bool: pictures that count as missed after all.
+    """
+    body = np.concatenate([read(part, "body") for part in parts])
+    gone = strays(body)
+    lost = gone | ~np.isfinite(body[:, 23:25, :2]).all(axis=(1, 2))
+    yield from ((name, read(parts[0], name)) for name in ("kind", "version", "size", "fps"))
+    yield "missed", np.flatnonzero(lost)
+    for name in ("body", "world", "hands", "face_centre"):
+        array = np.concatenate([read(part, name) for part in parts])
+        array[gone] = np.nan
+        yield name, array
+    yield "face_reach", np.concatenate([read(part, "face_reach") for part in parts])
+    for i in range(-(-len(body) // BLOCK)):
+        part = min(i, len(parts) - 1)
+        yield f"face_steps_{i}", read(parts[part], f"face_steps_{i - part}")
+
+
+BROKEN: Final = (
     *(OSError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RecursionError, SyntaxError, tokenize.TokenError),
 )
 
 
 def load_motion(path: str | Path) -> PoseTrack:
     """Reads a motion file. Raises InputError when it is missing, damaged, newer, or another kind of file."""
-    path = Path(path)
+    return open_motion(path).whole()
+
+
+def open_motion(path: str | Path) -> Motion:
+    """As `load_motion`, without holding the face meshes in memory: the file has to stay."""
+    array = partial(read, Path(path))
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["kind"]) == KIND and int(arrays["version"]) > VERSION:
-                raise InputError(
-                    f"The motion file {path} was written by a newer version of retarget.",
-                    "Update retarget, or estimate the poses again from the video.",
-                )
-            return _unpack(arrays)
+        newer = str(array("kind")) == KIND and int(array("version")) > VERSION
+        if not newer:
+            return Motion(array).verified()
     except FileNotFoundError as error:
         raise InputError(f"There is no motion file {path}.", "Check the name.") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise InputError(
             f"{path} is not a motion file of retarget, or it is damaged.",
             "Give a video, or a motion file written by retarget.",
         ) from error
+    raise InputError(
+        f"The motion file {path} was written by a newer version of retarget.",
+        "Update retarget, or estimate the poses again from the video.",
+    )
 
 
 def key(path: Path, *what: object) -> str:
-    """The cache key of a file's content (SHA-256 of all of it) and of `what` was done with it.
+    """The cache key of a file's content and of `what` was done with it.
 
     Raises InputError when the file cannot be read.
     """
+    return hashlib.sha256(repr((VERSION, digest(path), *what)).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of all of a file, remembered until the file changes. Raises InputError when it cannot be read."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+        state = path.stat()
+        return _digest(path.absolute(), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
-    digest.update(repr((VERSION, *what)).encode())
-    return digest.hexdigest()
 
 
-def _digest(file: Any) -> Any:
-    """What `hashlib.file_digest` does, for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest
+@lru_cache(maxsize=64)
+def _digest(path: Path, *_: int) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _folder() -> Path:
     return folders.cache_dir() / "poses"
 
 
-def fetch(name: str) -> PoseTrack | None:
-    """The track kept under a key; None when there is none or it is damaged."""
+def fetch(name: str) -> Motion | None:
+    """The motion kept under a key; None when there is none or it is damaged."""
     path = _folder() / f"{name}.npz"
     try:
-        track = load_motion(path)
+        motion = open_motion(path)
     except InputError:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # used now: the last to be thrown out
-    return track
+    return motion
 
 
-def keep(name: str, track: PoseTrack) -> None:
-    """Keeps a track under a key and throws out what was not used for longest. Raises StorageError when it cannot."""
+def keep(name: str, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Keeps a motion under a key and throws out what was not used for longest. Raises StorageError when it cannot."""
     folder = folders.made(_folder())
-    save_motion(track, folder / f"{name}.npz")
+    write(folder / f"{name}.npz", arrays)
     trim(folder, LIMIT)
 
 

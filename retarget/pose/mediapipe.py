@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from fractions import Fraction
-from itertools import islice, product
+from itertools import chain, islice, product
 from queue import SimpleQueue
 
 import cv2
@@ -31,6 +31,8 @@ from .base import PoseOptions, empty_track, fitting, person_point, pixels_per_me
 
 CHUNK, WARM_UP = 60, 6
 """Pictures per piece of work, and pictures before it that are only looked at to have the tracker running."""
+FOLLOWED = 480
+"""The same for a person among others, who is followed from piece to piece."""
 
 Window = tuple[int, int, int, int]
 """Left, top, width, height of a crop, in pixels; may reach beyond the picture."""
@@ -149,6 +151,7 @@ class MediapipeEstimator:
     """`PoseEstimator` with mediapipe. Estimates one person: the most prominent, or the one at `options.person`."""
 
     name = "mediapipe-holistic-2"
+    overlap = WARM_UP
 
     def __init__(self, options: PoseOptions | None = None, *, workers: int | None = None) -> None:
         """
@@ -161,26 +164,41 @@ class MediapipeEstimator:
 
     def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
         """See `PoseEstimator.track`. Holds (workers + 2) · 66 pictures at most."""
-        if self._point is None:
-            parts = list(self._chunks(frames, fps, progress))
-        else:
-            parts = [_follow(frames, fps, progress.advance, point=self._point)]
-        if not parts or not sum(map(len, parts)):
+        parts = [part for part, _ in self.pieces(frames, fps=fps, progress=progress)]
+        if not parts:
             raise ValueError("no frames to track")
-        return _settled(PoseTrack.concatenate(parts))
+        track = PoseTrack.concatenate(parts)
+        gone = self.strays(track.body)
+        for array in (track.body, track.world, track.face, track.hands):
+            array[gone] = np.nan
+        return replace(track, missed=tuple(np.flatnonzero(~track.found).tolist()))
 
-    def _chunks(self, frames: Iterable[Image], fps: Fraction, progress: Progress) -> Iterator[PoseTrack]:
+    def pieces(
+        self, frames: Iterable[Image], *, fps: Fraction, progress: Progress, before: Array | None = None
+    ) -> Iterator[tuple[PoseTrack, Array]]:
+        """See `PoseEstimator.pieces`."""
+        if self._point is None:
+            yield from self._chunks(frames, fps, progress, before)
+        else:
+            yield from _followed(frames, fps, progress, self._point, before)
+
+    def strays(self, body: Array) -> npt.NDArray[np.bool_]:
+        """See `PoseEstimator.strays`."""
+        return teleports(body)
+
+    def _chunks(
+        self, frames: Iterable[Image], fps: Fraction, progress: Progress, tail: Array | None
+    ) -> Iterator[tuple[PoseTrack, Array]]:
         """Tracks of `CHUNK` pictures each, estimated side by side in threads (mediapipe releases the GIL).
 
-        Each piece finds its person anew. Where that is another one than the piece before ended with (their poses in
-        the shared pictures differ), it is done again, following the person of the piece before; where it finds nobody
-        in most pictures, it is done again looking closer.
+        With each its last `WARM_UP` poses. Each piece finds its person anew. Where that is another one than the piece
+        before ended with (their poses in the shared pictures differ), it is done again, following the person of the
+        piece before; where it finds nobody in most pictures, it is done again looking closer.
         """
         free: deque[_Holistic] = deque()
         made: list[_Holistic] = []
         stop = threading.Event()
         ticks: SimpleQueue[None] = SimpleQueue()
-        tail: PoseTrack | None = None
 
         def work(pictures: list[Image], warm: int) -> PoseTrack:
             try:
@@ -206,27 +224,28 @@ class MediapipeEstimator:
                     ticks.get()
                 progress.advance(steps)
 
-        def finished(future: Future[PoseTrack], pictures: list[Image], warm: int) -> PoseTrack:
+        def finished(future: Future[PoseTrack], pictures: list[Image], warm: int) -> tuple[PoseTrack, Array]:
             nonlocal tail
             while not wait_for([future], timeout=0.2).done:
                 show()
             show()
             out = future.result()
-            known = tail is not None and bool(tail.found.any())
-            stranger = tail is not None and _strangers(tail.body, out.body[:warm])
+            known = [] if tail is None else [body for body in tail if np.isfinite(body[0, 0])]
+            stranger = tail is not None and _strangers(tail, out.body[:warm])
             out = out.select(slice(warm, None))
             if stranger or out.found.mean() < 0.5:
-                last = tail.body[tail.found][-1] if tail is not None and known else None
-                again = _follow(pictures[warm:], fps, lambda: None, last=last)
+                again, _ = _follow(pictures[warm:], fps, lambda: None, last=known[-1] if known else None)
                 if stranger or again.found.sum() > out.found.sum():
                     out = again
-            tail = out.select(slice(-WARM_UP, None))
-            return out
+            tail = out.body[-WARM_UP:].copy()
+            _set_depth(out)
+            return out, tail
 
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="pose")
         try:
             running: deque[tuple[Future[PoseTrack], list[Image], int]] = deque()
-            stream, before = iter(frames), list[Image]()
+            stream = iter(frames)
+            before = list(islice(stream, 0 if tail is None else WARM_UP))
             while pictures := list(islice(stream, CHUNK)):
                 piece, warm = before + pictures, len(before)
                 running.append((pool.submit(work, piece, warm), piece, warm))
@@ -260,14 +279,18 @@ class MediapipeEstimator:
                 for graph in made:
                     graph.close()
 
+    def bystanders(self, frames: Sequence[Image], track: PoseTrack) -> list[list[tuple[float, float]]]:
+        """Who else is in each picture, beside the person of the track: the middle of their hips, in its pixels.
 
-def _settled(track: PoseTrack) -> PoseTrack:
-    """`track` with teleports taken out, `missed` set from what is left, and depth in pixels."""
-    _set_depth(track)
-    gone = teleports(track.body)
-    for array in (track.body, track.world, track.face, track.hands):
-        array[gone] = np.nan
-    return replace(track, missed=tuple(np.flatnonzero(~track.found).tolist()))
+        mediapipe finds one person only: so that one is painted over, and what is left of and right of them is looked
+        at. Counted is who is seen well (visibility of the trunk at least 0.6) and at least 0.3 times as large: in 42
+        clips of one person, nobody.
+        """
+        graph = _Holistic(static=True)
+        try:
+            return [_beside(graph, picture, body) for picture, body in zip(frames, track.body, strict=True)]
+        finally:
+            graph.close()
 
 
 def _set_depth(track: PoseTrack) -> None:
@@ -392,8 +415,11 @@ def _follow(
     *,
     point: tuple[float, float] | None = None,
     last: Array | None = None,
-) -> PoseTrack:
+    lost: int = 0,
+) -> tuple[PoseTrack, Array]:
     """The track of one person among others: who stands at `point` of the first picture, or had the pose `last` before.
+
+    With it the pose that was found last, and a row of NaN for each picture since then; `lost` is their number before.
 
     mediapipe sees a window that moves along: the pose's box and 0.4 of its side around. It stands still while the
     person is well inside, so that the graph's own tracking works; when it moves, the graph forgets. A pose that is too
@@ -403,7 +429,7 @@ def _follow(
     still, graph = _Holistic(static=True), _Holistic(static=False)
     rows: list[PoseTrack] = []
     window = None if last is None else _around(last, 0.4)
-    lost = pause = 0
+    pause = 0
     try:
         for picture in frames:
             height, width = picture.shape[:2]
@@ -433,7 +459,26 @@ def _follow(
     finally:
         still.close()
         graph.close()
-    return PoseTrack.concatenate(rows) if rows else empty_track(0, (1, 1), fps)
+    since = np.full((1 + min(lost, 1 + int(2 * fps)), len(J), 4), np.nan, np.float32)  # longer does not matter
+    if last is not None:
+        since[0] = last
+    return PoseTrack.concatenate(rows) if rows else empty_track(0, (1, 1), fps), since
+
+
+def _followed(
+    frames: Iterable[Image], fps: Fraction, progress: Progress, point: tuple[float, float], since: Array | None
+) -> Iterator[tuple[PoseTrack, Array]]:
+    """`_follow` in tracks of `FOLLOWED` pictures. mediapipe's own memory cannot be kept: it begins anew with each."""
+    stream = iter(frames)
+    for _ in islice(stream, 0 if since is None else WARM_UP):
+        pass
+    while first := list(islice(stream, 1)):
+        last = None if since is None or not np.isfinite(since[0, 0, 0]) else since[0]
+        piece = chain(first, islice(stream, FOLLOWED - 1))
+        lost = 0 if since is None else len(since) - 1
+        out, since = _follow(piece, fps, progress.advance, point=point, last=last, lost=lost)
+        _set_depth(out)
+        yield out, since
 
 
 def _inside(inner: Window, outer: Window) -> bool:
@@ -458,6 +503,35 @@ def _strangers(a: Array, b: Array) -> bool:
     """Whether two estimates (T, 33, 4) of the same pictures show different people, in the last one that has both."""
     both = np.flatnonzero(np.isfinite(a[:, 0, 0]) & np.isfinite(b[:, 0, 0]))
     return bool(len(both)) and not _near(a[both[-1]], b[both[-1]])
+
+
+_TRUNK = tuple(J[f"{side}_{name}"] for side in ("left", "right") for name in ("shoulder", "hip", "knee"))
+
+
+def _beside(graph: _Holistic, picture: Image, body: Array) -> list[tuple[float, float]]:
+    height, width = picture.shape[:2]
+    low, high = body[:, :2].min(axis=0), body[:, :2].max(axis=0)
+    side = float((high - low).max())
+    if not np.isfinite(side):
+        return []
+    x0, y0 = np.clip(low - 0.08 * side, 0, (width, height)).astype(int)
+    x1, y1 = np.clip(high + 0.08 * side, 0, (width, height)).astype(int)
+    hidden = picture.copy()
+    hidden[y0:y1, x0:x1] = 127
+    found = []
+    for left, right in ((0, int(x0)), (int(x1), width)):
+        if right - left < 0.12 * width:
+            continue
+        out = empty_track(1, (width, height))
+        if _look(graph, hidden, (left, 0, right - left, height), out, 0) is None:
+            continue
+        xy = out.body[0, :, :2]
+        inside = ((xy >= (left, 0)) & (xy <= (right, height))).all(axis=1)
+        seen = float((out.body[0, :, 3] * inside)[list(_TRUNK)].mean())
+        if seen >= 0.6 and float((xy.max(axis=0) - xy.min(axis=0)).max()) >= 0.3 * side:
+            x, y = xy[list(_MIDDLE)].mean(axis=0)
+            found.append((float(x), float(y)))
+    return found
 
 
 def mask_in(picture: Image, box: npt.NDArray[np.floating]) -> Array:

@@ -8,12 +8,13 @@ There is no depth (z = 0), no face mesh and no finger; `world` is the picture in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import folders
 from ..errors import UsageError, WeightsError
@@ -59,6 +60,7 @@ class UltralyticsEstimator:
     """`PoseEstimator` with YOLO-pose. Of several people it takes the largest over the clip, or the one at X,Y."""
 
     name = f"ultralytics-{MODEL}"
+    overlap = 0
 
     def __init__(self, options: PoseOptions | None = None) -> None:
         """Raises UsageError when ultralytics is not installed or `options.person` cannot be understood."""
@@ -82,6 +84,17 @@ class UltralyticsEstimator:
                 f"The weights {MODEL} of ultralytics cannot be loaded: {error}",
                 f"Connect to the internet once, or put the file at {path}.",
             ) from error
+
+    def pieces(
+        self, frames: Iterable[Image], *, fps: Fraction, progress: Progress, before: Array | None = None
+    ) -> Iterator[tuple[PoseTrack, Array]]:
+        """See `PoseEstimator.pieces`: all in one, since who is the largest person shows at the end only."""
+        track = self.track(frames, fps=fps, progress=progress)
+        yield track, track.body[:0]
+
+    def strays(self, body: Array) -> npt.NDArray[np.bool_]:
+        """See `PoseEstimator.strays`: none."""
+        return np.zeros(len(body), bool)
 
     def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
         """See `PoseEstimator.track`."""

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from .. import background
 from ..errors import InputError, NobodyFound, StorageError
+from ..folders import replaced
 from ..references import Gathered, working_size
 from ..skeleton import FACE_POINTS, HAND_POINTS, JOINTS
 from ..types import Array, Image, PoseTrack
@@ -82,13 +83,10 @@ def packed(path: Path, facts: Mapping[str, str], out: Path, options: PrepareOpti
             return _entry(meta, facts)
     arrays, meta = pack(path, options)
     meta |= {"clip": path.stem, "sha256": digest, "made_with": made_with}
-    part = target.with_name(f".{target.name}.part")
     try:
-        with part.open("wb") as file:
+        with replaced(target) as part, part.open("wb") as file:
             np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
-        part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise StorageError(f"{target} cannot be written: {error.strerror}.", "Free some space.") from error
     return _entry(meta, facts)
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.base import Batch, Frame, Objective, RetargetModel
+from ..device import Ladder
+from ..models.base import Batch, Frame, Objective, RetargetModel, divided, frame_count, rollout, stacked
 from .player import Compute, Player, Share, frozen
 
 
@@ -19,7 +20,7 @@ from .player import Compute, Player, Share, frozen
 class FitOptions:
     """How to fit.
 
-    steps           T: optimiser steps of the generator; the critics make one after each.
+    steps           T: optimiser steps of the generator; the critics make theirs after each.
     rate            Adam's learning rate (MetaPix §3: 0.0002).
     batch           pairs per step, for whoever makes the batches (MetaPix §3: 8; fewer pictures are repeated).
     decay           share of the steps, the last ones, in which the rate falls linearly towards 0. MetaPix §3 follows
@@ -91,11 +92,19 @@ class FitState:
         self.step = 0
         self.failures = 0
         self.fp32 = False
-        self.notes: list[str] = []
+        self.caution = 1.0
+        sizes = [2**n for n in range(max(1, options.batch).bit_length())]
+        self.memory = Ladder("fine-tuning", {f"the batch in {n} pieces": n for n in sizes})
+        self.notes = self.memory.said
         self.best: list[Tensor] = []
         self.best_step = 0
         self.first_score: float | None = None
         self.best_score: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left, or none succeeds any more."""
+        return self.step >= self.options.steps or self.failures >= self.options.patience
 
     def state_dict(self) -> dict[str, Any]:
         """Flat: contiguous CPU tensors of their own (fit for safetensors), and numbers and sentences (fit for JSON)."""
@@ -107,15 +116,16 @@ class FitState:
         for name, player in self.players.items():
             tensors |= {f"{name}.{key}": t for key, t in player.tensors().items()}
             numbers |= {f"{name}.scaler.{key}": n for key, n in player.scaler.state_dict().items()}
-        numbers |= {name: getattr(self, name) for name in self._NUMBERS}
+        numbers |= {name: getattr(self, name) for name in self._NUMBERS} | {"pieces": self.memory.place}
         copies = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
         return copies | numbers | {"notes": list(self.notes)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go back to a saved state, random numbers included."""
         for name in self._NUMBERS:
-            setattr(self, name, saved[name])
-        self.notes = list(saved["notes"])
+            setattr(self, name, saved.get(name, getattr(self, name)))
+        self.memory.place = saved.get("pieces", 0)
+        self.notes[:] = saved["notes"]
         if self.fp32:
             self.use_fp32()
         for name, player in self.players.items():
@@ -126,7 +136,7 @@ class FitState:
         if "rng.device" in saved and self.compute.device.type != "cpu":
             torch.get_device_module(self.compute.device).set_rng_state(saved["rng.device"])
 
-    _NUMBERS = ("step", "failures", "fp32", "best_step", "first_score", "best_score")
+    _NUMBERS = ("step", "failures", "fp32", "caution", "best_step", "first_score", "best_score")
 
     def use_fp32(self) -> None:
         """From now on without autocast and without a gradient scaler."""
@@ -153,35 +163,71 @@ class FitState:
         return score
 
     def advance(self, batch: Batch) -> dict[str, float]:
-        """One step of the generator and one of the critics; the loss's terms."""
-        rate = rate_at(self.step, self.options)
+        """One step of the generator and `Objective.critic_steps` of the critics; the loss's terms.
+
+        Where memory is short, the batch goes through in pieces whose gradients are added up: the same step, but for
+        rounding and for terms that look at the whole batch (a critic's mean).
+        """
+        rate = self.caution * rate_at(self.step, self.options)
         self.step += 1
-        condition, truth = batch.condition, batch.truth
+        count = len(batch.truth.rgb)
+        drawn: list[Frame] = []
+        terms: dict[str, Tensor] = {}
+        against: dict[str, Tensor] = {}
+
+        def draw(pieces: int) -> Iterator[Tensor]:
+            drawn.clear()
+            terms.clear()
+            for part in divided(batch, count, pieces):
+                with self.autocast():
+                    frame = rollout(self.model, part.condition, part.identity, part.state, frame_count(part.truth))
+                    found = self.objective.generator_loss(frame, part.truth, part.condition)
+                drawn.append(frame.detached())
+                yield _weighted(found, len(part.truth.rgb) / count, terms)
+
+        def judge(pieces: int) -> Iterator[Tensor]:
+            against.clear()
+            parts, frames = (divided(x, count, pieces) for x in (batch, stacked(drawn)))
+            for part, frame in zip(parts, frames, strict=True):
+                with self.autocast():
+                    found = self.objective.critic_loss(frame, part.truth, part.condition)
+                yield _weighted(found, len(part.truth.rgb) / count, against)
+
         with frozen(self.critics.parameters):
-            with self.autocast():
-                frame, _ = self.model(condition, batch.identity, batch.state)
-                terms = self.objective.generator_loss(frame, truth, condition)
-                loss = torch.stack([t.float() for t in terms.values()]).sum()
-            healthy = self.generator.descend(loss, rate)
-        if healthy and self.critics.parameters:
-            drawn = Frame(frame.rgb.detach(), None if frame.matte is None else frame.matte.detach())
-            with self.autocast():
-                against = self.objective.critic_loss(drawn, truth, condition)
-            healthy = self.critics.descend(torch.stack([t.float() for t in against.values()]).sum(), rate)
-            terms = {**terms, **against}
+            healthy, loss = self._descend(self.generator, draw, rate)
+        for _ in range(self.objective.critic_steps if self.critics.parameters else 0):
+            if healthy:
+                healthy, _ = self._descend(self.critics, judge, self.objective.critic_rate * rate)
         self._judge(healthy)
-        values = torch.stack([loss.detach(), *(t.detach().float() for t in terms.values())]).tolist()
-        return dict(zip(["loss", *terms], values, strict=True)) | {"rate": rate}
+        values = torch.stack([loss, *terms.values(), *against.values()]).tolist()
+        return dict(zip(["loss", *terms, *against], values, strict=True)) | {"rate": rate}
+
+    def _descend(self, player: Player, losses: Callable[[int], Iterable[Tensor]], rate: float) -> tuple[bool, Tensor]:
+        """A step of one side; again in float32 when it is not finite in less."""
+        loss = self.memory.run(lambda pieces: player.collect(losses(pieces)))
+        healthy = player.descend(loss, rate)
+        if not healthy and not self.fp32 and self.compute.dtype != torch.float32:
+            self.notes.append(f"Step {self.step} was not finite: it was made again, and the rest, in fp32.")
+            self.use_fp32()
+            return self._descend(player, losses, rate)
+        return healthy, loss
 
     def _judge(self, healthy: bool) -> None:
+        """A step that is not finite moves nothing. When the next one is not either, it is not the batch's fault: then
+        back to the best step so far, at half the rate."""
         if healthy:
             self.failures = 0
             return
         self.failures += 1
         note = f"Step {self.step}: the loss or its gradient was not finite; it was discarded"
-        if not self.fp32 and self.compute.dtype != torch.float32:
-            note += ", going on in fp32"
-            self.use_fp32()
+        if self.failures > 1:
+            self.caution /= 2
+            note += ", going on at half the learning rate"
+            if self.best:
+                self.restore_best()
+                note += f" from step {self.best_step}"
+            for player in self.players.values():
+                player.forget()
         self.notes.append(f"{note}.")
 
     def restore_best(self) -> None:
@@ -207,8 +253,9 @@ def fit(
     """Fit `parameters` of a model to batches; the model never ends worse than it began.
 
     The model and the objective are moved to the device, in channels_last. Same seed, same machine: same result. A step
-    whose loss or gradient is not finite is discarded and the rest is done in fp32; after `options.patience` of them in
-    a row the fit stops. torch's global random state is as before afterwards.
+    whose loss or gradient is not finite is made again in fp32, and the rest too; if it is not finite there either, it
+    is discarded. After two in a row it goes on from the best step so far at half the rate, after `options.patience` it
+    stops. Batches that do not fit into memory are divided. torch's global random state is as before afterwards.
 
     Args:
         batches: on the device; asked for one batch just before each step, so that they may use torch's random numbers.
@@ -238,18 +285,16 @@ def fit(
         else:
             state.load_state_dict(resume)
         scored = 0
-        while state.step < options.steps and (batch := next(batches, None)) is not None:
+        while not state.over and (batch := next(batches, None)) is not None:
             figures = state.advance(batch)
-            ending = state.step == options.steps or state.failures >= options.patience
-            if validate and (ending or state.step % options.validate_every == 0):
+            if validate and (state.over or state.step % options.validate_every == 0):
                 figures["score"], scored = state.score(validate), state.step
             if on_step:
                 on_step(state.step, figures)
             if checkpoint:
                 checkpoint(state)
-            if state.failures >= options.patience:
-                state.notes.append(f"Stopped at step {state.step} of {options.steps}: no step was finite any more.")
-                break
+        if state.failures >= options.patience:
+            state.notes.append(f"Stopped at step {state.step} of {options.steps}: no step was finite any more.")
         if validate and scored < state.step:
             state.score(validate)
     model.train(was_training)
@@ -257,3 +302,11 @@ def fit(
         state.best_step = state.step
     state.restore_best()
     return FitResult(state.step, state.best_step, state.first_score, state.best_score, tuple(state.notes))
+
+
+def _weighted(found: Mapping[str, Tensor], share: float, terms: dict[str, Tensor]) -> Tensor:
+    """The sum of a piece's terms times its share of the batch; adds each term to `terms`."""
+    weighted = {name: share * t.float() for name, t in found.items()}
+    for name, t in weighted.items():
+        terms[name] = terms[name] + t.detach() if name in terms else t.detach()
+    return torch.stack([*weighted.values()]).sum()

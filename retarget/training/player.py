@@ -57,20 +57,31 @@ class Player:
         # Adam takes no empty list.
         self.optimiser = torch.optim.Adam(self.parameters or [torch.zeros(0)], betas=betas)
 
-    def descend(self, loss: Tensor, rate: float) -> bool:
-        """One step down; False when it had to be discarded because the loss or its gradient is not finite.
+    def collect(self, losses: Iterable[Tensor]) -> Tensor:
+        """New gradients, of the sum of `losses`: each is gone before the next one is asked for. Returns their sum."""
+        self.optimiser.zero_grad()
+        total: Tensor | None = None
+        for loss in losses:
+            total = loss.detach() if total is None else total + loss.detach()
+            if loss.isfinite() or self.share:
+                torch.autograd.backward(self.scaler.scale(loss))
+        assert total is not None
+        return total
 
-        As long as the scaler can lower its scale, an infinite gradient is its business: it skips the step.
+    def descend(self, loss: Tensor, rate: float) -> bool:
+        """One step down the gradients that are there, `loss` being what `collect` returned.
+
+        False when it had to be discarded because the loss or its gradient is not finite. As long as the scaler can
+        lower its scale, an infinite gradient is its business: it skips the step.
         """
         if not loss.isfinite() and not self.share:
+            self.optimiser.zero_grad()
             return False
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad()
-        torch.autograd.backward(self.scaler.scale(loss))
         if self.share:
             # Before anything is judged, so that what is not finite for one process is so for all of them.
-            spoilt = torch.where(loss.detach().isfinite(), 0.0, torch.nan)
+            spoilt = torch.where(loss.isfinite(), 0.0, torch.nan)
             grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
             self.share([g.add_(spoilt.to(g)) for g in grads])
         self.scaler.unscale_(self.optimiser)
@@ -80,6 +91,10 @@ class Player:
             self.scaler.update()
         self.optimiser.zero_grad()
         return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
+
+    def forget(self) -> None:
+        """Without what Adam remembers of earlier steps."""
+        self.optimiser.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """What moves and what Adam remembers, by flat names."""

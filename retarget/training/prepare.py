@@ -9,19 +9,21 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError, RetargetError, StorageError, UsageError
-from ..folders import replace_file
+from ..folders import locked, replace_file, sweep
 from ..types import Progress, Silent
 
 if TYPE_CHECKING:
     from .corpus import Entry, Split
 
 VIDEOS: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+PATIENCE: Final = 10.0
+"""Seconds to wait for another process that packs into the same folder."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,8 @@ def prepare(
         UsageError: no clips, options that cannot be, a person in both splits, a folder that holds a corpus made with
             other options.
         InputError: a file that does not exist, a table or an index that cannot be read, or no clip that can be used.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another process packs into it.
     """
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-
-    from .corpus import INDEX, SCHEMA, entries_of, packed
-
     options, progress, out = options or PrepareOptions(), progress or Silent(), Path(out)
     paths = _videos([Path(c) for c in clips])
     facts = _table(options, paths)
@@ -83,6 +80,22 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{out} cannot be made: {error.strerror}.", "Give --out another folder.") from error
+    with locked(out / "corpus", f"The corpus {out}", patience=PATIENCE):
+        sweep(out, older=0)
+        return _packed(paths, facts, out, options, progress)
+
+
+def _packed(
+    paths: Sequence[Path], facts: Mapping[Path, dict[str, str]], out: Path, options: PrepareOptions, progress: Progress
+) -> dict[str, Any]:
+    """`prepare` in a folder that nobody else uses."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    from ..device import enough_memory, no_memory
+    from .corpus import INDEX, SCHEMA, entries_of, packed
+
     made_with = {k: getattr(options, k) for k in ("side", "fps", "quality")}
     done: list[Entry] = []
     if (out / INDEX).exists():
@@ -97,16 +110,23 @@ def prepare(
             raise UsageError(f"{out} holds a corpus made with other options: {made_before}.", "Use another folder.")
     left_out: list[dict[str, str]] = []
     names = {path.stem for path in paths}
+    if left := sum((out / f"{name}.npz").exists() for name in names - {e.clip for e in done}):
+        progress.note(f"Going on: {left} of {len(paths)} clips were packed before an interruption.")
     done = [e for e in done if e.clip not in names and (out / f"{e.clip}.npz").exists()]
     _check_splits([*((e.person, e.split) for e in done), *((f["person"], f["split"]) for f in facts.values())])
     progress.stage("Packing clips", len(paths))
     workers = options.workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn"), initializer=alone) as pool:
+    with (
+        enough_memory("packing the clips", remedy := "Use fewer --workers, or a smaller --side."),
+        ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn"), initializer=alone) as pool,
+    ):
         jobs = {pool.submit(packed, path, facts[path], out, options): path for path in paths}
         try:
             for job in as_completed(jobs):
                 try:
                     done.append(job.result())
+                except BrokenProcessPool as error:  # the system ends whoever takes too much memory
+                    raise no_memory("packing the clips", remedy) from error
                 except RetargetError as error:
                     if isinstance(error, StorageError):
                         raise
@@ -204,12 +224,21 @@ def _check_splits(persons: Iterable[tuple[str, str]]) -> None:
 
 
 def alone() -> None:
-    """A worker's start: one thread each, Ctrl-C is the parent's business."""
+    """A worker's start: one thread each, Ctrl-C is the parent's business, and it does not outlive the parent."""
     import signal
+    import threading
+    from multiprocessing import connection, parent_process
 
     import cv2
     import torch
 
+    if (parent := parent_process()) is not None:
+
+        def follow() -> None:
+            connection.wait([parent.sentinel])  # a killed parent tells nobody
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -12,27 +12,29 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .. import __version__, metrics, plots, weights
+from .. import __version__, checkpoint, folders, metrics, plots, weights
 from ..device import Compute
 from ..errors import StorageError, UsageError, WeightsError
 from ..folders import replace_file
-from ..lessons import as_image
-from ..models.base import Batch, RetargetModel
+from ..lessons import as_image, drawn
+from ..models.base import Batch, RetargetModel, frame_count, last
 
 CHECKPOINT, WEIGHTS, LOG, OPTIONS = "checkpoint.safetensors", "weights.safetensors", "log.jsonl", "options.json"
 EVERY: Final = 120.0
 """Seconds between checkpoints."""
+PATIENCE: Final = 10.0
+"""Seconds to wait for another process that trains into the same folder."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,21 @@ class Trained:
     steps: int
     finished: bool
     figures: dict[str, float]
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """`folder`, made if it is missing, is this process's alone.
+
+    Raises StorageError when it cannot be written, or another process trains into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Give --out another folder.") from error
+    with folders.locked(folder / "run", f"The run {folder}", patience=PATIENCE):
+        folders.sweep(folder, older=0)
+        yield
 
 
 class Run:
@@ -73,7 +90,8 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if restart and writes:
-                for name in (OPTIONS, CHECKPOINT, LOG):
+                # The options last: what they do not belong to any more must not outlive them.
+                for name in (CHECKPOINT, LOG, OPTIONS):
                     (folder / name).unlink(missing_ok=True)
             known = folder / OPTIONS
             if known.exists():
@@ -105,23 +123,22 @@ class Run:
     def resume(self) -> dict[str, Any] | None:
         """What the last checkpoint held, or None. The log is cut back to it."""
         path = self.folder / CHECKPOINT
-        state: dict[str, Any] | None = None
-        if path.exists():
-            try:
-                with safe_open(path, "pt") as file:
-                    state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                    state |= json.loads(file.metadata()["numbers"])
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
-                raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
+        try:
+            state = checkpoint.load(path)
+        except ValueError as error:
+            raise WeightsError(f"{path} is damaged.", "Use --restart.") from error
         self.lines = [line for line in self.lines if state and line["step"] <= state["step"]]
         if self.writes:
             replace_file(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         return state
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        line = {"step": step, "seconds": round(time.monotonic() - self.began, 2)} | {
+    def log(self, step: int, figures: Mapping[str, float], notes: Collection[str] = ()) -> None:
+        """A line with the figures of a step, and sentences about what went wrong in it."""
+        line: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - self.began, 2)} | {
             k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in figures.items()
         }
+        if notes:
+            line["notes"] = sorted(notes)
         self.lines.append(line)
         if self.writes:
             with (self.folder / LOG).open("a") as file:
@@ -130,19 +147,11 @@ class Run:
     def save(
         self, state: Mapping[str, Any], result: Mapping[str, Tensor], name: str, config: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint and the weights."""
+        """Write the weights, and a checkpoint: last, so that whatever it stands for is there."""
+        if self.writes:
+            self.keep(result, name, config)
+            checkpoint.save(self.folder / CHECKPOINT, state)
         self.saved = time.monotonic()
-        if not self.writes:
-            return
-        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-        numbers = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-        part = self.folder / f".{CHECKPOINT}.part"
-        try:
-            save_file(tensors, part, {"numbers": json.dumps(numbers)})
-            part.replace(self.folder / CHECKPOINT)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{self.folder} cannot be written: {error}.", "Free some space.") from error
-        self.keep(result, name, config)
 
     def keep(self, result: Mapping[str, Tensor], name: str, config: Mapping[str, Any]) -> None:
         """Write the weights."""
@@ -155,27 +164,31 @@ class Run:
 
     def draw(self, models: Mapping[str, RetargetModel], pairs: Sequence[Batch], compute: Compute) -> None:
         """The curves of the log, and a sheet of samples: what each of the models makes of each pair, and the truth."""
+        self.curves()
+        if self.writes:
+            rows = [[*(painted(m, p, compute) for m in models.values()), as_image(last(p.truth).rgb[0])] for p in pairs]
+            plots.sheet(self.folder / "samples.png", rows, columns=(*models, "truth"))
+
+    def curves(self) -> None:
+        """The curves of the log."""
         if not self.writes:
             return
         panels: dict[str, dict[str, tuple[list[float], list[float | None]]]] = {}
         for line in self.lines:
             for key, value in line.items():
-                if key not in ("step", "seconds"):
+                if key not in ("step", "seconds", "notes"):
                     title, _, label = key.partition(".")
                     xs, ys = panels.setdefault(title, {}).setdefault(label or title, ([], []))
                     xs.append(line["step"])
                     ys.append(value)
         if panels:
             plots.curves(self.folder / "curves.png", panels, x_label="step")
-        rows = [[*(painted(m, p, compute) for m in models.values()), as_image(p.truth.rgb[0])] for p in pairs]
-        plots.sheet(self.folder / "samples.png", rows, columns=(*models, "truth"))
 
 
 def painted(model: RetargetModel, batch: Batch, compute: Compute) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """What the model makes of the first pair of a batch."""
-    with torch.inference_mode(), compute.autocast():
-        frame, _ = model(on(batch, compute.device).condition, batch.identity, None)
-    return as_image(frame.rgb[0])
+    """What the model makes of the first pair of a batch; of a sequence, its last frame."""
+    here = on(batch, compute.device)
+    return as_image(last(drawn(model, here.condition, here.identity, compute, frame_count(here.truth))).rgb[0])
 
 
 def on(batch: Any, device: torch.device) -> Any:
@@ -194,9 +207,10 @@ def measure(model: RetargetModel, pairs: Sequence[Batch], compute: Compute) -> d
     model.eval()
     found = []
     for batch in pairs:
-        shown, true = painted(model, batch, compute), as_image(batch.truth.rgb[0])
-        assert batch.truth.matte is not None
-        inside = batch.truth.matte[0, 0].numpy() > 0.5
+        truth = last(batch.truth)
+        shown, true = painted(model, batch, compute), as_image(truth.rgb[0])
+        assert truth.matte is not None
+        inside = truth.matte[0, 0].numpy() > 0.5
         found.append(
             (
                 metrics.foreground_psnr(shown, true, inside),

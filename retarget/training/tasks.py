@@ -3,7 +3,8 @@
 A task's pairs are drawn as far as no parameter changes it (`RetargetModel.ahead`), once, and kept in a folder: moving
 the parts costs more than the network.
 
-    pretrain  K frames of a clip give the person; the truths are other frames of all the person's clips
+    pretrain  K frames of a clip give the person; the truths are other frames of all the person's clips, or as many in a
+              row as the model learns from (`RetargetModel.sequence`)
     meta      K frames give leave-one-out pairs: exactly what `personalize` learns from (`lessons.Lessons`)
 """
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,9 +28,10 @@ from safetensors.torch import save_file
 
 from ..device import Compute
 from ..errors import InputError, StorageError
+from ..folders import replaced, sweep
 from ..lessons import Lessons
 from ..models import build
-from ..models.base import Batch, Frame, RetargetModel
+from ..models.base import Batch, Frame, RetargetModel, series
 from ..references import arrays, pixels, poses, references
 from ..types import Progress
 from .corpus import Clip, Corpus, Entry, Split
@@ -57,6 +60,10 @@ class TaskOptions:
     targets: int = 20
     side: int = 256
     seed: int = 0
+
+
+RECENT: Final = 64
+"""Tasks whose encoded persons are remembered where pairs are drawn one by one."""
 
 
 class Tasks:
@@ -88,6 +95,8 @@ class Tasks:
         said = [SCHEMA, corpus.digest, model[0], self._model.ahead_depends_on, asdict(options)]
         self.folder = folder / hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
         self._kept = self._model.Ahead
+        # For models whose pairs are not kept: the persons known last.
+        self._begun = lru_cache(RECENT)(lambda number: begun(self._model, corpus, *self._which(number), options))
 
     def __len__(self) -> int:
         return len(self.list)
@@ -109,6 +118,9 @@ class Tasks:
     def pair(self, number: int, rng: np.random.Generator) -> Batch:
         """A random pair of a task. Reads no more than it."""
         path = self._path(number)
+        if self._kept is None and self.options.stage == "pretrain":
+            task = self._begun(number)
+            return task.pair(self._model, self.corpus, int(rng.integers(len(task.truths))))
         if self._kept is None or not path.exists():
             groups = self[number]
             group = groups[int(rng.integers(len(groups)))]
@@ -120,9 +132,10 @@ class Tasks:
 
     def fill(self, progress: Progress, workers: int = 0) -> None:
         """Draw all tasks that are not in the folder yet, in parallel; nothing for models whose tasks are not kept."""
-        missing = [i for i in range(len(self)) if not self._path(i).exists()]
+        missing = [i for i in range(len(self)) if not _drawn(self._path(i))]
         if not missing or self._kept is None:
             return
+        sweep(self.folder)
         progress.stage("Drawing tasks", len(missing))
         count = min(workers or os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(count, get_context("spawn"), alone) as pool:
@@ -149,28 +162,89 @@ class Tasks:
         return self.folder / f"{person}-{draw}.safetensors"
 
 
+def _drawn(path: Path) -> bool:
+    """Whether a task is there, and whole; what is not is deleted."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "groups" in (file.metadata() or {})
+    except FileNotFoundError:
+        return False
+    except (OSError, SafetensorError):
+        path.unlink(missing_ok=True)
+        return False
+
+
 def make(model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions) -> list[Group]:
     """Draw one task of a person. On the CPU."""
+    if options.stage == "meta":
+        _, chosen, known = _known(corpus, clips, draw, options)
+        gathered = corpus.clip(chosen.clip).gathered(known)
+        return Lessons(model, arrays(gathered), gathered, options.side, _CPU, seed=draw, validate=False).pairs
+    task = begun(model, corpus, clips, draw, options)
+    return [[task.pair(model, corpus, n)] for n in range(len(task.truths))]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A pretraining task whose person is encoded.
+
+    identity  of the person in `clip`.
+    clip      the name of the clip that the references are from.
+    truths    (clip, frame): where pairs begin.
+    unknown   (clip, frame): all frames that may be truths.
+    """
+
+    identity: Any
+    clip: str
+    truths: list[tuple[str, int]]
+    unknown: Set[tuple[str, int]]
+
+    def pair(self, model: RetargetModel, corpus: Corpus, number: int) -> Batch:
+        """The pair, or the sequence, that begins at `truths[number]`."""
+        name, start = self.truths[number]
+        clip = corpus.clip(name)
+        person = self.identity
+        if name != self.clip:
+            person = model.before(person, pixels(clip.plate.image)[None])
+        if model.sequence == 1:
+            return _pair(model, clip, start, person)
+        row = [
+            _pair(model, clip, i, person) for i in in_a_row(start, model.sequence, lambda i: (name, i) in self.unknown)
+        ]
+        return row[0]._replace(condition=series([p.condition for p in row]), truth=series([p.truth for p in row]))
+
+
+def in_a_row(start: int, count: int, free: Callable[[int], bool]) -> list[int]:
+    """`count` frames from `start` on, each the next one to the one before; they turn round before a frame that is not
+    free, and stand where there is no other."""
+    found, step = [start], 1
+    while len(found) < count:
+        step = step if free(found[-1] + step) else -step
+        found.append(found[-1] + (step if free(found[-1] + step) else 0))
+    return found
+
+
+def begun(model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions) -> Begun:
+    """Know the person of a pretraining task, and choose its truths."""
+    rng, chosen, known = _known(corpus, clips, draw, options)
+    number = [entry.clip for entry in corpus.entries].index(chosen.clip) if chosen.split == "train" else None
+    identity = model.encode(references(arrays(corpus.clip(chosen.clip).gathered(known)))._replace(video=number))
+    others = [(entry.clip, i) for entry in clips if entry.size == chosen.size for i in range(entry.frames)
+              if (entry.clip, i) not in {(chosen.clip, k) for k in known}]  # fmt: skip
+    truths = [others[n] for n in rng.permutation(len(others))[: options.targets].tolist()]
+    return Begun(identity, chosen.clip, truths, frozenset(others))
+
+
+def _known(
+    corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions
+) -> tuple[np.random.Generator, Entry, list[int]]:
+    """A task's random numbers, and the clip and frames that the person is known by."""
     rng = np.random.default_rng([options.seed, draw, int(hashlib.sha256(clips[0].person.encode()).hexdigest()[:8], 16)])
     wanted = int(rng.choice(options.frames))
     chosen = clips[int(rng.integers(len(clips)))]
-    clip = corpus.clip(chosen.clip)
+    count = len(corpus.clip(chosen.clip))
     # One frame at least is left to learn from.
-    known = rng.permutation(len(clip))[: min(wanted, len(clip) - 1)].tolist()
-    gathered = clip.gathered(known)
-    stored = arrays(gathered)
-    if options.stage == "meta":
-        return Lessons(model, stored, gathered, options.side, _CPU, seed=draw, validate=False).pairs
-    identity = model.encode(references(stored))
-    others = [(entry, i) for entry in clips if entry.size == chosen.size for i in range(entry.frames)
-              if (entry.clip, i) not in {(chosen.clip, k) for k in known}]  # fmt: skip
-    groups = []
-    for n in rng.permutation(len(others))[: options.targets].tolist():
-        entry, i = others[n]
-        other = corpus.clip(entry.clip)
-        person = identity if entry.clip == chosen.clip else model.before(identity, pixels(other.plate.image)[None])
-        groups.append([_pair(model, other, i, person)])
-    return groups
+    return rng, chosen, rng.permutation(count)[: min(wanted, count - 1)].tolist()
 
 
 def _pair(model: RetargetModel, clip: Clip, i: int, identity: Any) -> Batch:
@@ -192,22 +266,24 @@ def _made(
 
 
 def _keep(path: Path, groups: Sequence[Group]) -> None:
-    """Write a task: every tensor as bytes. What is in -1..1 or 0..1 loses what no picture shows."""
+    """Write a task: pictures as bytes, which loses of -1..1 or 0..1 what no picture shows; all else as it is."""
+
+    def stored(key: str, t: torch.Tensor) -> torch.Tensor:
+        low = float(key in _SIGNED)
+        return ((t + low) * (255 / (1 + low))).round().clamp(0, 255).byte() if t.dim() > 3 else t
+
     tensors = {
-        f"{g}.{v}.{key}": ((t + (low := float(key in _SIGNED))) * (255 / (1 + low))).round().clamp(0, 255).byte()
+        f"{g}.{v}.{key}": stored(key, t)
         for g, group in enumerate(groups)
         for v, batch in enumerate(group)
         for key, t in _fields(batch).items()
     }  # fmt: skip
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    said = {"groups": json.dumps([len(g) for g in groups])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: t.contiguous() for k, t in tensors.items()}, part, {"groups": json.dumps([len(g) for g in groups])}
-        )
-        part.replace(path)
+        with replaced(path) as part:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, part, said)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written: {error}.", "Free some space, or use another folder.") from error
 
 
@@ -223,8 +299,8 @@ def _fields(batch: Batch) -> dict[str, torch.Tensor]:
 def _unpacked(file: Any, prefix: str, kind: Any) -> Batch:
     def tensor(key: str) -> torch.Tensor:
         low = float(key in _SIGNED)
-        t: torch.Tensor = file.get_tensor(prefix + key).float() * ((1 + low) / 255) - low
-        return t
+        t: torch.Tensor = file.get_tensor(prefix + key)
+        return t.float() * ((1 + low) / 255) - low if t.dtype == torch.uint8 else t
 
     condition = kind(**{k: tensor(f"condition.{k}") for k in kind._fields})
     return Batch(condition, None, None, Frame(tensor("truth.rgb"), tensor("truth.matte")))

@@ -9,6 +9,7 @@ Both run through the one optimiser loop, `fit`, resume exactly, and go parallel 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class TrainOptions:
     """How to train.
 
-    stage      `pretrain`, or `meta`: Reptile.
+    stage      `pretrain`, or `meta`: Reptile; or `parsing`: no model, but the network that `dance-paper` is judged by.
     model      which system of `models.MODELS`.
     config     what is different from the model's own configuration.
     init       weights to start from, a .safetensors file of another run; None: nothing learned.
@@ -52,7 +53,7 @@ class TrainOptions:
     device, precision  see `device.choose`.
     """
 
-    stage: Literal["pretrain", "meta"] = "pretrain"
+    stage: Literal["pretrain", "meta", "parsing"] = "pretrain"
     model: str = "dance"
     config: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
@@ -96,7 +97,7 @@ def train(
         InputError: no corpus, or nobody in it; a file of weights that does not exist.
         UsageError: options that cannot be; a folder with a run with other options.
         WeightsError: weights that do not fit.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another process trains into it.
         DeviceError: a device that is not there.
     """
     options, progress = options or TrainOptions(), progress or Silent()
@@ -109,19 +110,28 @@ def train(
     from .. import device
     from .corpus import Corpus
     from .ranks import together
-    from .run import Run
+    from .run import Run, reserved
     from .tasks import TaskOptions, Tasks
 
     compute = device.choose(options.device, options.precision, progress=progress)
     packed, out = Corpus(corpus), Path(out)
-    begun = begin(options)
-    with torch.random.fork_rng([]), together(compute.device) as ranks:
-        if ranks.rank != 0:
+    begun = begin(options) if options.stage != "parsing" else None
+    with torch.random.fork_rng([]), together(compute.device) as ranks, ExitStack() as stack:
+        if ranks.rank == 0:
+            stack.enter_context(reserved(out))
+        else:
             ranks.wait()  # until the first has forgotten what there was
         said = asdict(replace(options, minutes=None)) | {"corpus": packed.digest, "world": ranks.world}
         run = Run(out, said, options.minutes, restart=restart, writes=ranks.rank == 0)
         if ranks.rank == 0:
             ranks.wait()
+        memory = device.enough_memory("training", "Use a smaller --batch, a smaller model (--config) or --device cpu.")
+        if begun is None:
+            from .parsing import train_parser
+
+            with memory:
+                return train_parser(packed, run, options, compute, progress if ranks.rank == 0 else Silent())
+        assert options.stage != "parsing"
         kind = TaskOptions(options.stage, options.frames, side=options.side, seed=options.seed)
         place, model = Path(corpus) / "drawn", (options.model, dict(options.config))
         own = Tasks(packed, "train", model, kind, place, options.draws)
@@ -137,13 +147,14 @@ def train(
         if ranks.rank != 0:
             progress = Silent()
         work = _Pretraining if options.stage == "pretrain" else _Reptile
-        return work(options, compute, run, own, support, query, ranks, progress, begun).run_it()
+        with memory:
+            return work(options, compute, run, own, support, query, ranks, progress, begun).run_it()
 
 
 def check(options: TrainOptions) -> None:
     """Raises UsageError for an option that cannot be."""
-    if options.stage not in ("pretrain", "meta"):
-        raise UsageError(f"There is no stage “{options.stage}”.", "Use pretrain or meta.")
+    if options.stage not in ("pretrain", "meta", "parsing"):
+        raise UsageError(f"There is no stage “{options.stage}”.", "Use pretrain, meta or parsing.")
     for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("tasks", 1), ("draws", 1), ("side", 64)):
         if getattr(options, name) < low:
             raise UsageError(f"--{name} is {getattr(options, name)}.", f"Give {low} or more.")
@@ -162,12 +173,13 @@ def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objectiv
     """
     import torch
 
+    from ..lessons import features
     from ..models import build
 
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = build(options.model, options.config)
-        objective = model.objective(critics=options.critic)
+        objective = model.objective(critics=options.critic, **features(model))
         untrained = build(options.model, options.config).eval()
     if options.init is not None:
         load(Path(options.init), options, model, objective)
@@ -196,8 +208,16 @@ class _Training:
         self.model, self.untrained, self.objective = begun
         for module in (self.model, self.untrained, self.objective):
             module.to(compute.device)
+        self.notes: set[str] = set()
+        """What went wrong in the tasks of the present step, and what was done about it."""
         rng = np.random.default_rng(options.seed)
         self.shown = [query.pair(i % len(query), rng) for i in range(32)]
+
+    def going_on(self, step: int) -> None:
+        """Say where, if not at the start."""
+        if step:
+            self.progress.note(f"Going on at step {step} of {self.options.steps}.")
+            self.progress.advance(step)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -214,14 +234,14 @@ class _Training:
         import numpy as np
         import torch
 
-        from ..models.base import stacked
+        from ..models.base import beginning, stacked
         from .run import on
 
         rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.integers(len(self.tasks), size=self.options.batch)
         pairs = [self.model.varied(self.tasks.pair(int(i), rng), generator) for i in chosen]
-        return on(stacked(pairs), self.compute.device)
+        return on(beginning(stacked(pairs), self.model.length(step / self.options.steps)), self.compute.device)
 
 
 class _Pretraining(_Training):
@@ -237,7 +257,7 @@ class _Pretraining(_Training):
         first = int(kept["step"]) if kept else 0
         how = FitOptions(options.steps, options.rate, options.batch, decay=0.5, seed=options.seed)
         self.progress.stage("Pretraining", options.steps)
-        self.progress.advance(first)
+        self.going_on(first)
         every = max(1, min(200, options.steps // 20))
 
         def batches() -> Iterator[Batch]:
@@ -271,15 +291,18 @@ class _Pretraining(_Training):
         )  # fmt: skip
         for note in done.notes:
             self.progress.warn(note)
+        if done.notes and done.steps > first:
+            run.log(done.steps, {}, done.notes)
         if not last and kept is None:
             run.keep(self.result(), options.model, self.config)
         return Trained(run.folder / "weights.safetensors", done.steps, done.steps >= options.steps, figures)
 
     def save(self, state: FitState) -> None:
-        self.run.save(state.state_dict(), self.result(), self.options.model, self.config)
+        kept = state.state_dict()
         self.model.eval()
         self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
         self.model.train()
+        self.run.save(kept, self.result(), self.options.model, self.config)
 
 
 class _Reptile(_Training):
@@ -308,8 +331,9 @@ class _Reptile(_Training):
                 t.data.copy_(kept[f"meta.{i}"])
         every = max(1, min(25, options.steps // 8))
         figures: dict[str, float] = {}
+        told: set[str] = set()
         self.progress.stage("Meta-learning", options.steps)
-        self.progress.advance(step)
+        self.going_on(step)
         while step < options.steps and not self.ranks.agree(run.over, self.compute.device):
             epsilon = options.epsilon * (1 - step / options.steps)
             start = [t.detach().clone() for t in meta]
@@ -331,7 +355,11 @@ class _Reptile(_Training):
             if step % every == 0 or step == options.steps:
                 figures = self.validate()
                 line |= figures
-            run.log(step, line)
+            run.log(step, line, self.notes)
+            for note in self.notes - told:
+                self.progress.warn(note)
+            told |= self.notes
+            self.notes = set()
             self.progress.advance(loss=line["loss"])
             if run.due:
                 self.save(step)
@@ -340,7 +368,9 @@ class _Reptile(_Training):
 
     def moving(self) -> list[Tensor]:
         """What is meta-learned: all parameters and buffers of the model, and of the critics unless these are frozen."""
-        critics = [] if self.options.freeze else list(self.objective.state_dict(keep_vars=True).values())
+        judges = {} if self.options.freeze else self.objective.state_dict(keep_vars=True)
+        features = tuple(f"{name}." for name in self.model.FEATURES)
+        critics = [t for key, t in judges.items() if not key.startswith(features)]
         return [*self.model.state_dict(keep_vars=True).values(), *critics]
 
     def which(self, number: int) -> int:
@@ -361,10 +391,11 @@ class _Reptile(_Training):
         how = FitOptions(options.inner, options.rate, options.batch, seed=seed)
         losses: list[float] = []
         critics = [t.detach().clone() for t in self.objective.state_dict().values()] if options.freeze else []
-        adapt(
+        done = adapt(
             self.model, self.objective, pairs, how, self.compute, parameters=list(self.model.parameters()),
             on_step=lambda _, f: losses.append(f["loss"]),
         )  # fmt: skip
+        self.notes |= set(done.notes)
         if options.freeze:
             for t, before in zip(self.objective.state_dict(keep_vars=True).values(), critics, strict=True):
                 t.data.copy_(before)
@@ -397,24 +428,28 @@ class _Reptile(_Training):
 
     def save(self, step: int) -> None:
         state = {f"meta.{i}": t.detach().cpu().contiguous().clone() for i, t in enumerate(self.moving())}
-        self.run.save(state | {"step": step}, self.result(), self.options.model, self.config)
         self.model.eval()
         self.run.draw({"before": self.untrained, "model": self.model}, self.shown[:8], self.compute)
+        self.run.save(state | {"step": step}, self.result(), self.options.model, self.config)
 
 
 def load(path: Path, options: TrainOptions, model: RetargetModel, objective: Objective) -> None:
-    """Start from the weights of another run. Raises WeightsError when they do not fit."""
+    """Start from the weights of another run, or of a smaller network (`RetargetModel.grown`), whose critics are left
+    behind. Raises WeightsError when they do not fit."""
     from ..errors import WeightsError
     from ..models import build
 
     tensors, name, config = weights.load_file(path)
-    if name != options.model or build(name, config).config != model.config:
+    own = {k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)}
+    critics = {k: t for k, t in tensors.items() if k.startswith(weights.CRITICS)}
+    if name == options.model and (before := build(name, config).config) != model.config:
+        grown = model.grown(own, before)
+        own, critics = ({**model.state_dict(), **grown}, {}) if grown else ({}, {})
+    if name != options.model or not own:
         raise WeightsError(
             f"{path} holds weights of {name} with {config or 'its own configuration'}.",
             "Use the --model and --config that it was made with.",
         )
-    own = {k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)}
-    critics = {k: t for k, t in tensors.items() if k.startswith(weights.CRITICS)}
     try:
         model.load_state_dict(own)
         if critics and objective.critic_parameters():

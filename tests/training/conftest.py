@@ -112,6 +112,11 @@ class Film:
         return found
 
 
+def visible(folder: Path) -> list[str]:
+    """The names of the files in a folder, but for the lock."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+
+
 @pytest.fixture(scope="session")
 def films(puppet) -> Film:
     return Film(puppet)

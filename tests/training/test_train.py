@@ -30,6 +30,8 @@ from retarget.training.tasks import TaskOptions, Tasks
 from retarget.training.train import TrainOptions, check, load, train
 from retarget.types import Silent
 
+from .conftest import visible
+
 SMALL: dict[str, Any] = {"density": 24, "width": 8, "depth": 2}
 TINY = TrainOptions(
     "pretrain", config=SMALL, steps=8, batch=2, rate=2e-3, frames=(3,), inner=2, draws=1, side=64, device="cpu",
@@ -126,7 +128,7 @@ def test_what_a_run_leaves(corpus_folder, tmp_path, options, critic):
     assert listener.steps == options.steps
     assert listener.warnings == []
     assert done == Trained(out / "weights.safetensors", options.steps, True, done.figures)
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert visible(out) == [
         "checkpoint.safetensors", "curves.png", "log.jsonl", "options.json", "samples.png", "weights.safetensors",
     ]  # fmt: skip
     # Options.
@@ -288,7 +290,7 @@ def test_other_options_are_refused(corpus_folder, tmp_path, change):
     with pytest.raises(UsageError, match=f"other options .*{next(iter(change))}") as e:
         train(corpus_folder, out, replace(TINY, **change))
     assert "--restart" in e.value.remedy
-    assert [p.name for p in out.iterdir()] == ["options.json"]
+    assert visible(out) == ["options.json"]
     assert (out / "options.json").read_bytes() == before
 
 
@@ -385,6 +387,27 @@ def test_critics_come_back(tmp_path):
         torch.testing.assert_close(others.state_dict()[key], t, atol=1e-3, rtol=1e-3)
     with pytest.raises(WeightsError, match="does not fit"):
         load(path, TINY, other, DanceObjective(0, LossWeights()))
+
+
+def test_a_network_grows_out_of_a_smaller_one(tmp_path):
+    """`dance-paper`: g is trained first, then G around it (Dance Dance Generation §4.2)."""
+    small = {"side": 32, "width": 4, "downs": 1, "blocks": 1, "enhancer": 0, "scales": 1}
+    first, path = build("dance-paper", small), tmp_path / "first.safetensors"
+    judged = {k: t for k, t in first.objective().state_dict().items() if k.startswith(weights.CRITICS)}
+    weights.save_file(path, first.state_dict() | judged, "dance-paper", asdict(first.config))
+    torch.manual_seed(1)
+    whole = build("dance-paper", small | {"side": 64, "enhancer": 1, "scales": 2})
+    objective = whole.objective()
+    before = [p.clone() for p in (*whole.synthesis.before.parameters(), *objective.parameters())]
+    load(path, replace(TINY, model="dance-paper"), whole, objective)
+    for key, t in first.synthesis.body.state_dict().items():
+        torch.testing.assert_close(whole.synthesis.coarse.body.state_dict()[key], t, atol=1e-3, rtol=1e-3)
+    # What is new stays as it was.
+    after = (*whole.synthesis.before.parameters(), *objective.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(WeightsError, match="holds weights of dance-paper"):
+        load(path, replace(TINY, model="dance-paper"), build("dance-paper", small | {"width": 8}), objective)
+
 
 
 # ------------------------------------------------------------------------------------------------ Reptile
@@ -554,11 +577,13 @@ def test_a_full_disk_is_told(corpus_folder, tmp_path, monkeypatch):
     def full(tensors: Any, path: Path, metadata: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "save_file", full)
+    monkeypatch.setattr("retarget.checkpoint.save_file", full)
     with pytest.raises(StorageError, match="cannot be written") as e:
         train(corpus_folder, tmp_path / "run", replace(TINY, steps=1))
     assert e.value.remedy
-    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        ".run.lock", "curves.png", "log.jsonl", "options.json", "samples.png", "weights.safetensors",
+    }  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_is_told(corpus_folder, tmp_path, monkeypatch):
