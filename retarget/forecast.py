@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 RATES: Final = "rates.json"
 FIRST: Final = {
-    "pose": 0.031, "picture": 0.27, "step": 0.09, "clip": 0.4, "pretrain": 0.05, "meta": 0.05,
-    "personalize": 10.0, "drive": 4.0, "prepare": 6.0, "train": 8.0, "evaluate": 15.0,
+    "pose": 0.031, "picture": 0.27, "step": 0.13, "clip": 2.0, "pretrain": 0.05, "meta": 0.05,
+    "personalize": 15.5, "drive": 4.0, "prepare": 6.0, "train": 5.0, "evaluate": 15.5,
 }  # fmt: skip
 """Seconds before anything was measured here: for a unit of each kind of stage (`STAGES`), for the rest of a command.
-From examples/*.mp4 on two cores: `time retarget personalize -k 5 -t 20` and `drive`, with and without known poses."""
+From examples/*.mp4 on two idle cores: `time retarget personalize -k 5 -t 20` and `drive`, with and without known poses;
+processor time for a step, for two clips of two seconds and for two steps of pretraining; 5000 of them for a pair."""
 STAGES: Final = {
     "Poses of ": "pose", "Rendering": "picture", "Fine-tuning": "step", "Packing clips": "clip",
     "Pretraining": "pretrain", "Meta-learning": "meta",
@@ -68,6 +69,7 @@ class Need:
     disk       bytes that are written in all, unfinished work included.
     where      a folder on the disk they are written to; it need not exist yet.
     machine    what the rates belong to: the machine, the device, the model.
+    rest       how often what belongs to no timed stage is done: avatars that are made.
     """
 
     command: str
@@ -76,13 +78,14 @@ class Need:
     disk: float
     where: Path
     machine: str
+    rest: float = 1.0
 
     @property
     def seconds(self) -> float:
         """The expected time."""
         rates = FIRST | read_rates().get(self.machine, {})
         parts = [steps * units * rates[kind] for kind, (steps, units) in self.stages.items()]
-        return rates[self.command] + sum(parts)
+        return self.rest * rates[self.command] + sum(parts)
 
     def line(self) -> str:
         """For people."""
@@ -156,11 +159,13 @@ def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) 
         LOSSLESS * longest / 1e6 + 50e6,
         Path(tempfile.gettempdir()),
         machine(compute, options.model),
+        rest=max(1, len(clips) * runs),
     )
 
 
-def prepare(clips: Sequence[Path], out: Path, options: PrepareOptions) -> Need:
-    """Of `retarget prepare`. Memory: 0.3 GB, and 1.1 GB for each process. Disk: 150 kB per megapixel that is kept."""
+def prepare(clips: Sequence[Path], out: Path, options: PrepareOptions) -> Need | None:
+    """Of `retarget prepare`; None without a video. Memory: 0.3 GB, and 1.1 GB for each process. Disk: 150 kB per
+    megapixel that is kept."""
     from .training.prepare import VIDEOS
 
     paths = [p for clip in clips for p in (sorted(clip.iterdir()) if clip.is_dir() else [clip])]
@@ -168,12 +173,13 @@ def prepare(clips: Sequence[Path], out: Path, options: PrepareOptions) -> Need:
     workers = max(1, min(options.workers or os.cpu_count() or 1, len(paths)))
     # Only the first is looked at, so that thousands of clips cost no time: the others are as long, for all we know.
     info = _probe(paths[0]) if paths else None
-    mean = info.duration if info is not None else 0.0
+    if info is None:
+        return None
     return Need(
         "prepare",
-        {"clip": (len(paths), mean / workers)},
+        {"clip": (len(paths), info.duration / workers)},
         0.3e9 + 1.1e9 * workers,
-        150e3 * len(paths) * mean * options.fps * options.side**2 * 4 / 3 / 1e6 + 1e6,
+        150e3 * len(paths) * info.duration * options.fps * options.side**2 * 4 / 3 / 1e6 + 1e6,
         out.absolute(),
         machine(None, ""),
     )
@@ -383,7 +389,7 @@ class Stopwatch:
         self._finish()
         units = {kind: self._need.stages[kind][1] for kind in self._done}
         rates = {k: self._seconds[k] / (self._done[k] * units[k]) for k in self._done if units[k] > 0}
-        return rates | {self._need.command: max(0.1, time.monotonic() - self._began - self._timed)}
+        return rates | {self._need.command: max(0.1, time.monotonic() - self._began - self._timed) / self._need.rest}
 
     def keep(self) -> None:
         """Let the next forecast know: half of what was measured now, half of what was known."""

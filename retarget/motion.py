@@ -145,7 +145,8 @@ def smooth(track: PoseTrack, strength: float) -> PoseTrack:
 
     body = np.concatenate([filtered(track.body[..., :3]), track.body[..., 3:]], axis=2)
     wrists = track.body[:, WRISTS, None, :3] * _XY
-    hands = filtered(track.hands - wrists) + body[:, WRISTS, None, :3] * _XY
+    hands = np.stack([filtered(track.hands[:, i] - wrists[:, i]) for i in (0, 1)], axis=1)
+    hands += body[:, WRISTS, None, :3] * _XY
     face = track.face
     if np.isfinite(face[:, 0, 0]).any():
         face = filtered(face - _nose(track.body)) + _nose(body)
@@ -247,20 +248,20 @@ def body_of(track: PoseTrack) -> Body:
 
     Raises ValueError when nobody was found in any picture.
     """
-    track = track.select(np.flatnonzero(track.found))
+    if not track.found.all():
+        track = track.select(np.flatnonzero(track.found))
     if not len(track):
         raise ValueError("no pose to measure a body by")
-    points = track.body[..., :3].astype(np.float64)
+    points = track.body[..., :3]
     seen = seen_of(track)
     scales = pixels_per_metre(track)
     scale = float(np.median(scales))
-    middle = points[:, HIPS].mean(axis=1)
-    low = points[..., 1].max(axis=1)
+    middle = points[:, HIPS].astype(np.float64).mean(axis=1)
+    low = points[..., 1].max(axis=1).astype(np.float64)
     pairs = [[J[f"left_{n}"], J[f"right_{n}"]] for n in ("hip", "knee", "ankle")]
     lower = np.array([(seen[:, pair].min(axis=1) > 0.5).mean() for pair in pairs], np.float32)
     standing = seen[:, FEET].max(axis=1) > 0.5
-    rest = np.concatenate([points - middle[:, None], track.body[..., 3:]], axis=2)
-    rest[..., :3] *= (scale / scales)[:, None, None]
+    rest = [np.median((points[:, j] - middle) * (scale / scales)[:, None], axis=0) for j in range(len(JOINTS))]
     head, face, turn = _head(track, scale / scales)
     return Body(
         size=track.size,
@@ -268,9 +269,9 @@ def body_of(track: PoseTrack) -> Body:
         lengths=_lengths(track, seen, scales, scale),
         floor=float(np.percentile(low[standing], 75)) if standing.mean() > 0.3 else float("nan"),
         centre=float(np.median(middle[:, 0])),
-        shoulder=float(np.median(points[:, SHOULDERS, 1].mean(axis=1))),
+        shoulder=float(np.median(points[:, SHOULDERS, 1].astype(np.float64).mean(axis=1))),
         lower=lower,
-        rest=np.median(rest, axis=0).astype(np.float32),
+        rest=np.c_[rest, np.median(track.body[..., 3], axis=0)].astype(np.float32),
         head=head,
         face=face,
         turn=turn,
@@ -286,7 +287,8 @@ def _scale(track: PoseTrack) -> float:
 
 def _segment(points: Float, ends: _Ends) -> Float:
     """(T, 33, D) → (T, D): the bone's vector."""
-    vector: Float = points[:, ends[1]].mean(axis=1) - points[:, ends[0]].mean(axis=1)
+    a, b = (points[:, joints].astype(np.float64).mean(axis=1) for joints in ends)
+    vector: Float = b - a
     return vector
 
 
@@ -294,7 +296,7 @@ def _lengths(track: PoseTrack, seen: Float, scales: Float, scale: float) -> Arra
     """(9,) bone lengths in pixels at `scale`: 2D lengths with the foreshortening that the world coordinates tell taken
     out, the weighted 60 % quantile over time and both sides. Pictures count by visibility and by how little the bone is
     foreshortened."""
-    flat, world = track.body[..., :2].astype(np.float64), track.world.astype(np.float64)
+    flat, world = track.body[..., :2], track.world
     out = np.full(len(SEGMENTS), np.nan, np.float32)
     for n, sides in enumerate(SEGMENTS.values()):
         lengths, weights = [], []
@@ -541,7 +543,7 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
         return replace(track, size=body.size), lambda rows: track.face[rows]
     mine, fps = body_of(replace(track, face=unknown(len(track), FACE_POINTS))), float(track.fps)
     ratio = _ratios(body, mine)
-    points = track.body[..., :3].astype(np.float64)
+    points = track.body[..., :3]
     hidden = _hidden(mine, body)
     if hidden:
         say.warn(f"The driving video hardly shows the {' and '.join(hidden)}; there the avatar keeps its own pose.")
@@ -553,12 +555,15 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
     kept = np.where(nearer > 0, soft(nearer, 0.6 * near, near), soft(nearer, 0.18, 0.3))
     grow = np.exp(kept - nearer)[:, None, None]  # 1 while the distance hardly changes
     shown = np.exp(kept)[:, None, None]
-    posed = _tree(points, ratio, grow)
-    posed = _made_up(posed, body, hidden, shown)
+    posed = np.empty(points.shape)
+    for rows in _blocks(len(track)):
+        tree = _tree(points[rows].astype(np.float64), ratio, grow[rows])
+        posed[rows] = _made_up(tree, body, hidden, shown[rows])
 
     turned, pivot, visible = _attitude(track, meshes, body, fps)
     turned = _limited(turned, body.turn)
-    neck = (pivot[:, None] - points[:, SHOULDERS].mean(axis=1, keepdims=True)) * ratio[BONE["neck"]] * grow
+    shoulders = points[:, SHOULDERS].astype(np.float64).mean(axis=1, keepdims=True)
+    neck = (pivot[:, None] - shoulders) * ratio[BONE["neck"]] * grow
     ear = posed[:, SHOULDERS].mean(axis=1, keepdims=True) + neck
     posed[:, FACE_JOINTS] = ear + shown * np.einsum("tij,nj->tni", turned, body.head.astype(np.float64))
 
@@ -567,9 +572,13 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
     posed[..., :2] += place[:, None]
     ear[..., :2] += place[:, None]
 
-    hand = ratio[BONE["lower_arm"]] * grow[:, None]
-    wrists = points[:, WRISTS, None] * _XY
-    hands = (track.hands - wrists) * hand + posed[:, WRISTS, None] * _XY
+    hands, world = np.empty_like(track.hands), np.empty_like(track.world)
+    for rows in _blocks(len(track)):
+        wrists = points[rows, WRISTS, None].astype(np.float64) * _XY
+        hand = ratio[BONE["lower_arm"]] * grow[rows, None]
+        hands[rows] = (track.hands[rows] - wrists) * hand + posed[rows, WRISTS, None] * _XY
+        metres = track.world[rows].astype(np.float64)
+        world[rows] = _tree(metres, ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
 
     def faces(rows: slice) -> Array:
         if body.face is None:
@@ -577,18 +586,16 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
         mesh = shown[rows] * np.einsum("tij,nj->tni", turned[rows], body.face.astype(np.float64)) + ear[rows] * _XY
         return np.where(visible[rows, None, None], mesh, np.nan).astype(np.float32)
 
-    world = _tree(track.world.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
-    visibility = track.body[..., 3:].copy()
+    own = track.body.copy()
+    own[..., :3] = posed
     for name in hidden:
-        visibility[:, _PARTS[name]] = body.rest[_PARTS[name], 3:]
-    fitted = replace(
-        track,
-        body=np.concatenate([posed, visibility], axis=2).astype(np.float32),
-        world=world.astype(np.float32),
-        hands=hands.astype(np.float32),
-        size=body.size,
-    )
-    return fitted, faces
+        own[:, _PARTS[name], 3] = body.rest[_PARTS[name], 3]
+    return replace(track, body=own, world=world, hands=hands, size=body.size), faces
+
+
+def _blocks(count: int, size: int = 4096) -> Iterator[slice]:
+    """Rows, a block at a time: what is made in between stays small for tracks of any length."""
+    yield from (slice(i, i + size) for i in range(0, count, size))
 
 
 def _ratios(body: Body, mine: Body) -> Float:
@@ -713,11 +720,11 @@ def _place(
     standing = bool(np.isfinite(body.floor))
     anchor = HIPS if standing and "hips" not in hidden else SHOULDERS if standing or shoulders_seen else EARS
     start, mean = rest[anchor, :2].mean(axis=0), posed[:, anchor, :2].mean(axis=1)
-    moved = points[:, anchor, :2].mean(axis=1)
+    moved = points[:, anchor, :2].astype(np.float64).mean(axis=1)
     origin = np.array([mine.centre, 0.0]) if anchor is HIPS else np.nanmedian(moved, axis=0)
     moved = (moved - origin) * leg[:, None]
     if standing:
-        low, reach = points[..., 1].max(axis=1), posed[..., 1].max(axis=1)
+        low, reach = points[..., 1].max(axis=1).astype(np.float64), posed[..., 1].max(axis=1)
         y = body.floor - reach
         if not hidden and np.isfinite(mine.floor):  # else there is no floor to jump from
             ground = _ground(low, fps)
@@ -840,7 +847,7 @@ class Movement:
             body: the avatar's, see `fit`; None: `scale_to`.
         """
         self.size, self.fps = size, motion.track.fps
-        self._motion, self._strength = motion, smoothness if len(motion) > 1 else 0.0
+        self._faces, self._strength = motion.faces, smoothness if len(motion) > 1 else 0.0
         self._most = int(LONGEST * self.fps)
         filled = fill_gaps(motion.track)
         self._height = 1.65 * _scale(filled)
@@ -868,7 +875,7 @@ class Movement:
         reach = self._most + 1 + (math.ceil(SETTLED * self.fps) if self._strength > 0 else 0)
         around = slice(max(0, first - reach), min(len(self), last + reach))
         before, after = (nose[around] for nose in self._noses)
-        face = _attached(self._motion.faces(around.start, around.stop), before, self._most)
+        face = _attached(self._faces(around.start, around.stop), before, self._most)
         if self._strength > 0 and np.isfinite(face[:, 0, 0]).any():
             face = _calmed(face - before, self.fps, self._strength, self._height) + after
         return face[first - around.start : last - around.start]

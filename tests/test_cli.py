@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retarget import __version__
+from retarget import __version__, errors
 from retarget.avatar import Avatar, AvatarMeta, avatar_names, save_avatar
 from retarget.cli import main
 from retarget.doctor import Check
@@ -106,14 +108,14 @@ def test_the_version_and_the_module() -> None:
 
 CONTRACT = {
     "personalize": "--frames -k --steps -t --name --model --init --size --pick --person --background --device "
-    "--precision --seed --restart --json --quiet",
+    "--precision --seed --restart --yes --json --quiet",
     "drive": "--source --out --avatar --align --smooth --background --audio --no-audio --compare --start --end --size "
     "--watermark --device --precision --yes --json --quiet",
-    "evaluate": "--init --frames -k --steps -t --split --out --json --quiet",
-    "prepare": "--out -o --side --fps --quality --licence --source --table --val --workers --json --quiet",
+    "evaluate": "--init --frames -k --steps -t --split --out --yes --json --quiet",
+    "prepare": "--out -o --side --fps --quality --licence --source --table --val --workers --yes --json --quiet",
     "train": "--out -o --model --config --init --steps --minutes --batch --rate --frames -k --inner -t --epsilon "
     "--tasks --draws --critic --no-critic --freeze-critic --side --seed --device --precision --workers --restart "
-    "--json --quiet",
+    "--yes --json --quiet",
     "doctor": "--json",
     "avatars list": "--json",
     "avatars show": "--json",
@@ -144,6 +146,83 @@ def test_shell_completion(shell: str) -> None:
     done = run("-m", "retarget", "--show-completion", shell)
     assert done.returncode == 0, done.stderr
     assert "retarget" in done.stdout
+
+
+# Exit codes, and errors as JSON.
+
+CODES: dict[str, tuple[BaseException | None, int]] = {
+    "nothing": (None, 0),
+    "UsageError": (errors.UsageError("No.", "Yes."), 2),
+    "InputError": (errors.InputError("No.", "Yes."), 3),
+    "VideoError": (errors.VideoError("No.", "Yes."), 3),
+    "NobodyFound": (errors.NobodyFound("No.", "Yes."), 3),
+    "AvatarError": (errors.AvatarError("No.", "Yes."), 3),
+    "WeightsError": (errors.WeightsError("No.", "Yes."), 4),
+    "DeviceError": (errors.DeviceError("No.", "Yes."), 5),
+    "OutOfMemory": (MemoryError(), 5),
+    "StorageError": (OSError(errno.ENOSPC, "No space left on device", "out.mp4"), 6),
+    "Interrupted": (KeyboardInterrupt(), 130),
+    "ValueError": (ValueError("our own mistake"), 1),
+}
+COMMANDS = {
+    "personalize me.mp4": "personalize.personalize",
+    "drive --source dance.mp4 --out out.mp4": "drive.drive",
+    "prepare me.mp4 -o corpus": "training.prepare.prepare",
+    "train meta corpus -o run": "training.train.train",
+}
+
+
+@pytest.mark.reliability("9. Exit codes", "each kind of failure of each command", "its exit code, documented")
+@pytest.mark.reliability("9. Exit codes", "--json and any failure", "one object in one line on stdout, nothing else")
+@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_exit_codes(replaced: Callable[..., Called], avatar: Avatar, capsys: Out, command: str, kind: str) -> None:
+    error, code = CODES[kind]
+    results = {"personalize": avatar, "drive": Path("out.mp4"), "prepare": {"clips": [], "left_out": []}}
+    replaced(COMMANDS[command], error or results.get(command.split()[0], TRAINED))
+    assert main([*command.split(), "--json"]) == code
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    if error is None:
+        assert "error" not in told
+    else:
+        assert set(told) == {"error"}
+        assert set(told["error"]) == {"type", "message", "remedy", "exit_code"}
+        assert (told["error"]["type"], told["error"]["exit_code"]) == (kind, code)
+        assert told["error"]["message"].endswith(".")
+        assert told["error"]["remedy"].endswith(".")
+    if kind == "Interrupted":
+        assert told["error"]["remedy"] == "The same command goes on where it stopped."
+
+
+@pytest.mark.reliability("9. Exit codes", "mistyped words with --json", "2, one object in one line on stdout")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--json",
+        "--json dance",
+        "drive --json",
+        "personalize me.mp4 --size x --json",
+        "avatars show --json",
+        "avatars --json",
+    ],
+)
+def test_mistyped_words_as_json(words: str, capsys: Out) -> None:
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    error = json.loads(line)["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+
+
+@pytest.mark.reliability("9. Exit codes", "the table in docs/errors.md", "says what the errors' classes say")
+def test_exit_codes_are_documented() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE)
+    told = {int(code): set(re.findall(r"`(\w+)`", names)) for code, names in rows}
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.RetargetError)]
+    for code in {c.exit_code for c in classes} - {1}:
+        assert told[code] == {c.__name__ for c in classes if c.exit_code == code}, code
+    assert set(told) == {0, 1, 2, 3, 4, 5, 6, 130, 141, 143}
 
 
 # What reaches the functions.

@@ -237,9 +237,11 @@ def script(body: str) -> list[str]:
     return [sys.executable, "-c", f"import sys\nfrom retarget.console import Console\n{body}\n"]
 
 
+@pytest.mark.reliability("9. Exit codes", "Ctrl-C, SIGTERM, SIGHUP", "130, 143, 129; a sentence, or JSON; cleaned up")
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_cleans_up(number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_a_signal_cleans_up(number: signal.Signals, code: int, told: bool) -> None:
     body = """
 def work():
     try:
@@ -249,14 +251,22 @@ def work():
     finally:
         print("cleaned", flush=True)
 sys.exit(Console().run(work))"""
+    body = body.replace("Console()", f"Console(json={told})")
     with subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
-    assert out == "cleaned\n"
+    cleaned, *rest = out.splitlines()
+    assert cleaned == "cleaned"
     assert process.returncode == code
     assert "Traceback" not in err
+    if told:
+        (error,) = (json.loads(line)["error"] for line in rest)
+        assert (error["type"], error["exit_code"]) == ("Interrupted", code)
+    else:
+        assert rest == []
+        assert "no half-written result is left" in err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")

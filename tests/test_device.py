@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from retarget import device as module
-from retarget.device import Compute, choose
-from retarget.errors import DeviceError, UsageError
+from retarget.device import Compute, Ladder, choose, enough_memory
+from retarget.errors import DeviceError, OutOfMemory, UsageError
 from retarget.types import Silent
 
 
@@ -159,3 +160,68 @@ def test_a_real_gpu_trains_in_its_precision() -> None:
     scaler.scale(out.float().mean()).backward()
     scaler.step(optimiser)
     assert all(p.isfinite().all() for p in layer.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+def hungry(enough: int, error: type[Exception] = MemoryError) -> Callable[[int], int]:
+    def work(size: int) -> int:
+        if size > enough:
+            raise error("can't allocate memory")
+        return size
+
+    return work
+
+
+def test_a_ladder_goes_down_as_far_as_it_must_and_stays_there() -> None:
+    told, notes = Warnings(), ["before"]
+    ladder = Ladder("painting", {"all": 4, "half": 2, "a quarter": 1}, told, notes)
+    assert ladder.run(hungry(9)) == 4
+    assert told.seen == []
+    assert ladder.run(hungry(3)) == 2
+    assert ladder.run(hungry(9)) == ladder.rung == 2
+    assert ladder.run(hungry(1)) == 1
+    sentences = [f"Memory ran out while painting: going on with {words}." for words in ("half", "a quarter")]
+    assert told.seen == sentences
+    assert notes == ["before", *sentences]
+
+
+def test_the_lowest_rung_ends_with_a_sentence_that_a_ladder_above_understands() -> None:
+    inner = Ladder("painting", {"all": 4, "half": 2})
+    with pytest.raises(OutOfMemory, match="Memory ran out while painting") as error:
+        inner.run(hungry(1))
+    assert error.value.exit_code == 5
+    assert error.value.remedy
+    outer = Ladder("everything", {"large": 1, "small": 3})
+    assert outer.run(lambda enough: Ladder("painting", {"all": 4, "half": 2}).run(hungry(enough))) == 2
+
+
+def test_other_errors_are_not_a_ladders_business() -> None:
+    ladder = Ladder("painting", {"all": 4, "half": 2})
+    with pytest.raises(ValueError, match="can't allocate"):
+        ladder.run(hungry(1, ValueError))
+    assert ladder.rung == 4
+
+
+def test_what_failed_is_gone_before_the_next_attempt() -> None:
+    alive: list[weakref.ref[torch.nn.Module]] = []
+
+    def work(size: int) -> int:
+        assert all(ref() is None for ref in alive)
+        large = torch.nn.Linear(size, size)
+        alive.append(weakref.ref(large))
+        return hungry(1)(size)
+
+    assert Ladder("painting", {"all": 4, "half": 2, "least": 1}).run(work) == 1
+    assert len(alive) == 3
+
+
+def test_enough_memory_names_what_was_done() -> None:
+    with pytest.raises(OutOfMemory, match="Memory ran out while reading") as error, enough_memory("reading", "Rest."):
+        hungry(0, RuntimeError)(1)
+    assert error.value.remedy == "Rest."
+    with pytest.raises(OutOfMemory, match="painting"), enough_memory("reading"):
+        Ladder("painting", {"all": 1}).run(hungry(0))  # who knows more says it
+    with pytest.raises(ValueError, match="x"), enough_memory("reading"):
+        raise ValueError("x")

@@ -113,7 +113,7 @@ def estimated(track, puppet, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
         times = np.arange(len(track)) / float(RATE)
         chosen = np.flatnonzero((times >= start - 1e-6) & (times < (1e9 if end is None else end) - 1e-6))
         piece = replace(track.select(chosen).scaled((info.width, info.height)), fps=info.fps)
-        return Motion(packed(piece).__getitem__)
+        return Motion.of(packed(piece).__getitem__)
 
     def estimate_images(images, options=None):
         # Every step-th frame of the dance, in another size.

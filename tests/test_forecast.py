@@ -124,10 +124,14 @@ def test_personalize(clip: Path, example_me: Path) -> None:
 )
 def test_the_others(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (forecast.prepare([clip], tmp_path / "corpus", PrepareOptions(workers=n)) for n in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert forecast.prepare([tmp_path / "no.mp4"], tmp_path, PrepareOptions()) is None
     assert one.stages["clip"] == (1, pytest.approx(3.0))
     assert one.memory == two.memory  # there is one clip only
     shutil.copy(clip, tmp_path / "other.mp4")
     both = forecast.prepare([tmp_path], tmp_path / "corpus", PrepareOptions(workers=2))
+    assert both is not None
     assert both.memory > one.memory
     assert both.disk > one.disk
 

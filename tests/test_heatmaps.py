@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from retarget.heatmaps import FACE_CONTOURS, POSE_CHANNELS, WINDOW, pose_maps, stack_poses
+from retarget.heatmaps import FACE_CONTOURS, FACE_LINES, POSE_CHANNELS, WINDOW, face_lines, pose_maps, stack_poses
 from retarget.skeleton import BONES, PART, PARTS, J
 
 PICTURE = (200, 160)
@@ -207,3 +207,56 @@ def test_as_many_poses_are_stacked_as_asked_for(count, stacked):
     assert stack_poses(maps, count)[0, ::15, 0, 0].tolist() == stacked
     assert stack_poses(maps, count).shape == (2, 15 * count, 4, 4)
     assert len(maps) == 5  # what was given is left alone
+
+
+# ------------------------------------------------------------------------------------------------ faces in lines
+
+
+def a_face(seed: int = 0) -> torch.Tensor:
+    """(1, 468, 3): each line a piece of a circle somewhere in a picture of 64 × 48."""
+    rng = np.random.default_rng(seed)
+    face = torch.zeros(1, 468, 3)
+    for _, lines in FACE_LINES:
+        for line in lines:
+            angle = torch.arange(len(set(line))) * (2 * np.pi / max(16, len(set(line))))
+            centre = torch.from_numpy(rng.uniform((14, 14), (34, 50))).float()
+            points = centre + 10 * torch.stack([angle.cos(), angle.sin()], 1)
+            face[0, list(dict.fromkeys(line)), :2] = points
+    return face
+
+
+def test_faces_are_drawn_in_lines_of_their_colours():
+    """Against OpenCV's lines, one colour at a time."""
+    face = a_face()
+    drawn = face_lines(face, (256, 192), picture=(64, 48), width=3)
+    for colour, lines in FACE_LINES:
+        alone = np.zeros((256, 192), np.uint8)
+        for line in lines:
+            points = np.round(face[0, list(line), :2].numpy() * 4 * 16 - 8).astype(np.int32)
+            cv2.polylines(alone, [points], False, 255, 1, cv2.LINE_AA, 4)
+        on = alone > 200
+        assert on.sum() > 80
+        for channel, strength in enumerate(colour):
+            # What crosses it can only add light.
+            assert (drawn[0, channel].numpy()[on] > 0.75 * strength - 1e-6).mean() > 0.98
+    lit = (drawn[0].amax(0) > 0.5).float().mean()
+    assert 0.01 < lit < 0.9
+
+
+def test_left_and_right_look_alike_in_lines():
+    face = a_face()
+    mirrored = face.clone()
+    mirrored[..., 0] = 48 - face[..., 0]
+    there, back = (face_lines(f, (64, 48), picture=(64, 48)) for f in (face, mirrored))
+    torch.testing.assert_close(back, there.flip(3), atol=1e-4, rtol=1e-3)
+
+
+def test_faces_in_lines_are_batched_and_lost_ones_black():
+    faces = torch.cat([a_face(0), torch.full((1, 468, 3), torch.nan), a_face(1)])
+    drawn = face_lines(faces, (32, 32), picture=(64, 48))
+    assert drawn.isfinite().all()
+    assert not drawn[1].any()
+    torch.testing.assert_close(drawn[2:], face_lines(a_face(1), (32, 32), picture=(64, 48)))
+    half = faces[:1].clone()
+    half[:, FACE_CONTOURS["lips_inner"][0]] = torch.nan  # the segments at one lost point are left out, no more
+    assert 0 < (face_lines(half, (32, 32), picture=(64, 48)) - drawn[:1]).abs().amax() <= 1

@@ -47,7 +47,7 @@ class Parsed(NamedTuple):
     """What is seen in pictures (B, 3, H, W)."""
 
     joints: Tensor
-    """(B, 17, H, W) logits of the joints' heat maps."""
+    """(B, 17, H, W) logits of each joint's heat map: how likely it is at which place."""
     parts: Tensor
     """(B, 11, H, W) logits: background, then the ten parts."""
 
@@ -108,23 +108,24 @@ def heat_maps(joints: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class ParsingObjective(Objective):
-    """What the parser is trained for: cross-entropy of the parts, binary cross-entropy of the joints' heat maps.
+    """What the parser is trained for: cross-entropy of each place's part, and of each joint's place.
 
-    Joints that nobody found are left out. `joints` weighs the second term: its maps are nearly empty.
+    The heat maps are probabilities over all places (a mean over places would mostly see how empty they are). Joints
+    that nobody found are left out. `joints` weighs the second term.
     """
 
-    def __init__(self, joints: float = 10.0) -> None:
+    def __init__(self, joints: float = 0.2) -> None:
         super().__init__()
         self.joints = joints
 
     def generator_loss(self, frame: Frame, truth: Frame, condition: Any) -> dict[str, Tensor]:
         """`frame.extra` is `Parsed`, `truth.extra` is `Labels`."""
         parsed, labels = frame.extra, truth.extra
-        maps = heat_maps(labels.joints, parsed.joints.shape[2:])
-        found = labels.joints.isfinite().all(-1)[..., None, None].to(maps).expand_as(maps)
-        missed = F.binary_cross_entropy_with_logits(parsed.joints, maps, found, reduction="sum")
+        places = heat_maps(labels.joints, (parsed.joints.shape[2], parsed.joints.shape[3])).flatten(2)
+        total = places.sum(-1, keepdim=True)
+        missed = -(places / total.clamp_min(1e-6) * parsed.joints.flatten(2).log_softmax(-1)).sum()
         return {
-            "joints": self.joints * missed / found.sum().clamp_min(1),
+            "joints": self.joints * missed / (total > 0).sum().clamp_min(1),
             "parts": F.cross_entropy(parsed.parts, labels.parts),
         }
 

@@ -84,12 +84,15 @@ def _unit(v: Float) -> Float:
 
 def body_scale(body: Float) -> Float:
     """Pixels per metre of each pose (T, 33, 4), (T,): the lengths of trunk and legs in three dimensions against an
-    adult's. Needs the calibrated z of `PoseTrack`; foreshortening then cancels."""
-    length, metres = np.zeros(len(body)), 0.0
+    adult's. Needs the calibrated z of `PoseTrack`; foreshortening then cancels. What was not found (NaN) is left out;
+    NaN where nothing was."""
+    length, metres = np.zeros(len(body)), np.zeros(len(body))
     for a, b, m in RULERS:
-        length += np.linalg.norm(body[:, a, :3] - body[:, b, :3], axis=1)
-        metres += m
-    return np.maximum(length / metres, 1.0)
+        found = np.linalg.norm(body[:, a, :3] - body[:, b, :3], axis=1)
+        known = np.isfinite(found)
+        length += np.where(known, found, 0.0)
+        metres += np.where(known, m, 0.0)
+    return np.maximum(np.where(metres > 0, length / np.maximum(metres, 1e-9), np.nan), 1.0)
 
 
 def skeletons(track: PoseTrack) -> Skeleton:

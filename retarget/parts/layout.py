@@ -89,7 +89,8 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
     cost += 0.8 * np.clip(stretch, 0, None) + 0.3 * np.clip(-stretch, 0, None)
     if state is not None:
         cost = cost - STICKY * state.mix
-    chosen = choose(cost)
+    # A part that was not found has no preference.
+    chosen = choose(np.nan_to_num(cost))
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)
@@ -100,7 +101,8 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
 
     depth = pose.bones[0, :, :, 2].mean(1) / pose.scale[0] - np.array([FRONT[p] for p in PARTS])
     if state is not None:
-        depth = state.depth + 0.5 * (depth - state.depth)
+        before = np.where(np.isfinite(state.depth), state.depth, depth)
+        depth = before + 0.5 * (np.where(np.isfinite(depth), depth, before) - before)
     layers = []
     for part in (SKIRT, *np.argsort(-depth, kind="stable").tolist()):
         root = 1 if part == SKIRT else part
@@ -137,7 +139,7 @@ def _bend(
     if part == SKIRT:
         x, y = np.meshgrid(gx, gy)
         weight, value = [], []
-        for i in HIPS:
+        for i in (i for i in HIPS if np.isfinite(backs[i]).all()):
             a, b = pose.bones[0, i, 0, :2], pose.bones[0, i, 1, :2]
             d = b - a
             s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)

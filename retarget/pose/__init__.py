@@ -184,7 +184,7 @@ def _kept(name: str, parts: list[Path], estimator: PoseEstimator, progress: Prog
             return motion
     except StorageError as error:
         progress.warn(f"The poses were not kept for the next time. {error}")
-    return Motion(dict(cache.joined(parts, estimator.strays)).__getitem__)
+    return Motion.of(dict(cache.joined(parts, estimator.strays)).__getitem__)
 
 
 def _blocks(pieces: Iterable[tuple[PoseTrack, Array]]) -> Iterator[tuple[PoseTrack, Array]]:

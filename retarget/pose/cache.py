@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,60 +32,42 @@ LIMIT: Final = 2**30
 """Size of the cache in bytes; what was not used for longest goes first."""
 
 
-class Motion:
-    """A track as motion files hold it: the face meshes, 85 % of it, are packed, and read some pictures at a time.
-
-    track  all else; its face meshes are NaN and take no memory.
-    """
+class Faces:
+    """The face meshes of a motion file, most of its bytes, which are read and unpacked some pictures at a time."""
 
     def __init__(self, array: Callable[[str], np.ndarray], which: slice = slice(None)) -> None:
         """
         Args:
             array: gives the arrays of `packed` by their names, whenever it is asked.
-            which: these pictures only.
+            which: these consecutive pictures only.
 
         Raises KeyError or ValueError when something is missing or of the wrong kind.
         """
-        if str(array("kind")) != KIND:
-            raise ValueError("another kind of file")
-        width, height = (int(v) for v in array("size"))
-        fps = Fraction(*(int(v) for v in array("fps")))
-        if min(width, height) < 1 or fps <= 0:
-            raise ValueError("size or fps")
-        self._array = array
+        self._array, self._which = array, which
         self._centre, self._reach = _floats(array("face_centre")), _floats(array("face_reach"))
-        body = _floats(array("body"))
+        if self._centre.shape != (len(self._reach), 3):
+            raise ValueError("face_centre")
+        self._rows = range(len(self._reach))[which]
         self._chunked = int(array("version")) > 1  # the first version kept all in one
-        self._block = BLOCK if self._chunked else max(1, len(body))
-        whole = PoseTrack(
-            body=body,
-            world=_floats(array("world")),
-            face=unknown(len(body), FACE_POINTS),
-            hands=_floats(array("hands")),
-            size=(width, height),
-            fps=fps,
-            missed=tuple(int(i) for i in array("missed")),
-        )
-        self._first = range(len(whole))[which].start
-        self.track = whole if which == slice(None) else whole.select(which)
-        self._read: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._block = BLOCK if self._chunked else max(1, len(self._reach))
+        self._last: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __len__(self) -> int:
-        return len(self.track)
+        return len(self._rows)
 
-    def select(self, which: slice) -> Motion:
-        """Consecutive pictures of it."""
-        rows = range(self._first, self._first + len(self))[which]
-        return Motion(self._array, slice(rows.start, rows.stop))
+    def select(self, which: slice) -> Faces:
+        """Those of consecutive pictures."""
+        rows = self._rows[which]
+        return Faces(self._array, slice(rows.start, rows.stop))
 
-    def faces(self, first: int, last: int) -> Array:
-        """(last - first, 468, 3) float32: the face meshes of the pictures with first <= number < last.
+    def __call__(self, first: int, last: int) -> Array:
+        """(last - first, 468, 3) float32: those of the pictures with first <= number < last.
 
         Raises InputError when the file was damaged meanwhile.
         """
-        rows = np.arange(self._first + first, self._first + last)
+        rows = np.asarray(self._rows[first:last])
         out = np.empty((len(rows), FACE_POINTS, 3), np.float32)
-        for block in range(rows[0] // self._block, rows[-1] // self._block + 1) if len(rows) else ():
+        for block in np.unique(rows // self._block).tolist():
             here = rows // self._block == block
             try:
                 steps = self._steps(block)[rows[here] - block * self._block]
@@ -96,23 +78,61 @@ class Motion:
         return out
 
     def _steps(self, block: int) -> np.ndarray:
-        """(n, 468, 3) int16: packed face meshes. Raises what a damaged file raises."""
-        if self._read[0] != block:
+        """(n, 468, 3) int16: packed meshes. Raises what a damaged file raises."""
+        if self._last[0] != block:
             steps = self._array(f"face_steps_{block}" if self._chunked else "face_steps")
             rows = min(self._block, len(self._reach) - block * self._block)
             if steps.dtype != np.int16 or steps.shape != (rows, FACE_POINTS, 3):
                 raise ValueError("face_steps")
-            self._read = block, steps
-        return self._read[1]
+            self._last = block, steps
+        return self._last[1]
 
-    def verified(self) -> Motion:
-        """Itself, once all of it has been read. Raises what a damaged file raises."""
+    def verify(self) -> None:
+        """Read all of them. Raises what a damaged file raises."""
         for block in range(-(-len(self._reach) // self._block)):
             self._steps(block)
-        return self
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A track whose face meshes are not in memory.
+
+    track  all else; its face meshes are NaN and take no memory.
+    """
+
+    track: PoseTrack
+    faces: Faces
+
+    @staticmethod
+    def of(array: Callable[[str], np.ndarray]) -> Motion:
+        """Out of the arrays of `packed`; see `Faces`. Raises KeyError or ValueError when they are none."""
+        if str(array("kind")) != KIND:
+            raise ValueError("another kind of file")
+        width, height = (int(v) for v in array("size"))
+        fps = Fraction(*(int(v) for v in array("fps")))
+        if min(width, height) < 1 or fps <= 0:
+            raise ValueError("size or fps")
+        faces = Faces(array)
+        track = PoseTrack(
+            body=_floats(array("body")),
+            world=_floats(array("world")),
+            face=unknown(len(faces), FACE_POINTS),
+            hands=_floats(array("hands")),
+            size=(width, height),
+            fps=fps,
+            missed=tuple(int(i) for i in array("missed")),
+        )
+        return Motion(track, faces)
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def select(self, which: slice) -> Motion:
+        """Consecutive pictures of it."""
+        return Motion(self.track.select(which), self.faces.select(which))
 
     def whole(self) -> PoseTrack:
-        """The track with all its face meshes in memory."""
+        """The track with its face meshes in memory."""
         return replace(self.track, face=self.faces(0, len(self)))
 
 
@@ -176,7 +196,9 @@ def read(path: Path, name: str) -> np.ndarray:
     """One array of a file that `write` has written. Raises what a damaged file raises, `BROKEN`."""
     # `numpy.load` would leave a damaged file open.
     with path.open("rb") as file, NpzFile(file, allow_pickle=False) as arrays:  # type: ignore[arg-type]  # wrong stub
-        array: np.ndarray = arrays[name]
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):  # a member that is no array comes as bytes
+            raise ValueError(f"{name} is no array")
         return array
 
 
@@ -217,7 +239,9 @@ def open_motion(path: str | Path) -> Motion:
     try:
         newer = str(array("kind")) == KIND and int(array("version")) > VERSION
         if not newer:
-            return Motion(array).verified()
+            motion = Motion.of(array)
+            motion.faces.verify()
+            return motion
     except FileNotFoundError as error:
         raise InputError(f"There is no motion file {path}.", "Check the name.") from error
     except BROKEN as error:

@@ -19,7 +19,7 @@ from retarget.training.fit import FitOptions
 
 SIZE = (160, 128)
 """(height, width) of the puppet's pictures."""
-POSES = ({}, {"left": (90, 80), "right": (30, 20)}, {"left": (20, 40), "right": (150, 165)})
+POSES = ({}, {"left": (90, 80), "right": (30, 20), "at": (60, 78)}, {"right": (150, 165), "at": (67, 75)})
 
 
 @pytest.fixture(params=list(MODELS))
@@ -131,13 +131,13 @@ def test_what_was_not_found_spoils_no_pixel(taught, known, window, lost):
         assert f.matte.isfinite().all()
 
 
-def test_pictures_of_a_batch_know_nothing_of_each_other(taught, known, window):
+def test_pictures_of_a_batch_know_nothing_of_each_other(model, known, window):
     windows = [window(POSES[1]), window(POSES[2])]
     both = Poses(*(torch.cat(t) for t in list(zip(*windows, strict=True))[:3]), windows[0].picture)
-    identity = taught.encode(known)
-    together = draw(taught, both, identity)
+    identity = model.encode(known)
+    together = draw(model, both, identity)
     for n, alone in enumerate(windows):
-        frame = draw(taught, alone, identity)
+        frame = draw(model, alone, identity)
         torch.testing.assert_close(together.rgb[n : n + 1], frame.rgb, atol=2e-3, rtol=0)
         torch.testing.assert_close(together.matte[n : n + 1], frame.matte, atol=2e-3, rtol=0)
 
@@ -171,7 +171,7 @@ def test_the_condition_before_spares_the_poses_of_the_window(model, window):
     assert whole.maps.shape[:2] == (1, model.maps)
     assert whole.maps.dtype == torch.float32
     assert torch.equal(whole.maps, in_turn.maps)
-    other = model.condition(window(POSES[2]), SIZE)
+    other = model.condition(window(POSES[2] | {"turn": 10}), SIZE)  # the head moves, too
     assert other.maps.shape != whole.maps.shape or not torch.equal(other.maps, whole.maps)
 
 

@@ -44,7 +44,7 @@ def test_a_motion_file_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_rounding_is_what_the_file_does_and_done_once(tmp_path: Path) -> None:
-    once = cache.Motion(cache.packed(a_track()).__getitem__).whole()
+    once = cache.Motion.of(cache.packed(a_track()).__getitem__).whole()
     again = load_motion(save_motion(once, tmp_path / "a.npz"))
     np.testing.assert_array_equal(load_motion(save_motion(a_track(), tmp_path / "b.npz")).face, once.face)
     assert np.nanmax(np.abs(again.face - once.face)) < 0.01

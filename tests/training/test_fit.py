@@ -95,6 +95,29 @@ class Game(Squares):
         return {"told": (self.critic(truth.rgb) - 1).square().mean() + self.critic(frame.rgb.float()).square().mean()}
 
 
+def test_critics_make_their_own_steps_at_their_own_rate():
+    class Keen(Game):
+        critic_steps = 3
+        critic_rate = 2.0
+
+        def critic_loss(self, frame, truth, condition):
+            told.append(self)
+            return super().critic_loss(frame, truth, condition)
+
+    told: list[Keen] = []
+
+    def moved(game):
+        model, start = Linear(), game.critic.weight.detach().clone()
+        options = FitOptions(1, 1e-3, 4, decay=0)
+        fit(model, game, batches(), parameters=model.mix.parameters(), compute=Cpu(), options=options)
+        return float((game.critic.weight.detach() - start).abs().max())
+
+    # The first steps of Adam are as long as the rate.
+    assert moved(Game()) == pytest.approx(1e-3, rel=0.01)
+    assert moved(Keen()) == pytest.approx(3 * 2e-3, rel=0.05)
+    assert len(told) == 3
+
+
 def batches():
     """Endless pairs from torch's random numbers: the truth swaps the colours of the condition."""
     while True:
