@@ -5,17 +5,20 @@
 #   make check   lint, types, all tests: what CI runs
 #   make bench   measure speed and memory
 #   make reliability  the tests of what goes wrong, and docs/reliability.md, the table of what they proved
+#   make fuzz    FUZZ=200 broken files of every kind, from SEED=1 on, through the command line
 #
 # PYTHON=… chooses the interpreter; STEPS=… the fine-tuning steps of the demo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test check bench reliability
+.PHONY: help setup dev demo test check bench reliability fuzz
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
 STEPS ?= 40
+FUZZ ?= 200
+SEED ?= 1
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,3 +66,6 @@ bench: .venv/.setup
 
 reliability: .venv/.dev
 	$(BIN)/python -m pytest -m reliability --reliability-report docs/reliability.md
+
+fuzz: .venv/.dev
+	$(BIN)/python tests/reliability/fuzz.py --count $(FUZZ) --seed $(SEED)

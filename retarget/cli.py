@@ -152,6 +152,9 @@ def personalize(
     background: Annotated[
         Literal["video", "frames"], typer.Option(help="The empty scene from the whole video, or the K frames only.")
     ] = _P.background,
+    crop: Annotated[
+        Literal["auto", "head", "none"], typer.Option(help="Squares around the head, or whole pictures.")
+    ] = _P.crop,
     device: DeviceOption = _P.device,
     precision: PrecisionOption = _P.precision,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = _P.seed,
@@ -180,7 +183,7 @@ def personalize(
     console = _console(ctx, goes_on=True)
     chosen = PersonalizeOptions(
         frames=frames, steps=steps, name=name, model=model, init=init, size=size, pick=picked, person=person,
-        background=background, device=device, precision=precision, seed=seed, restart=restart,
+        background=background, crop=crop, device=device, precision=precision, seed=seed, restart=restart,
     )  # fmt: skip
     with forecast.announced(
         lambda: forecast.personalize(expand(inputs), chosen, choose(device, precision)), console, yes=yes
@@ -218,6 +221,9 @@ def drive(
     watermark: Annotated[bool, typer.Option("--watermark", help="Write “synthetic” into the picture.")] = _D.watermark,
     output_smooth: Annotated[float, typer.Option(help="Of the pictures over time: 0 to 1.")] = _D.output_smooth,
     person: PersonOption = _D.person,
+    paste_back: Annotated[
+        bool, typer.Option("--paste-back", help="Of a head: back into the picture that it was cut out of.")
+    ] = _D.paste_back,
     device: DeviceOption = _D.device,
     precision: PrecisionOption = _D.precision,
     restart: Annotated[bool, typer.Option("--restart", help="Do not continue an interrupted run.")] = _D.restart,
@@ -245,7 +251,7 @@ def drive(
     chosen = DriveOptions(
         align=align, smooth=smooth, background=background, audio=audio, compare=compare, start=start, end=end,
         size=size, watermark=watermark, device=device, precision=precision, person=person, output_smooth=output_smooth,
-        restart=restart,
+        paste_back=paste_back, restart=restart,
     )  # fmt: skip
     who = Avatar.load(avatar) if avatar is not None else latest_avatar()
     with forecast.announced(
@@ -338,6 +344,9 @@ def prepare(
     ] = None,
     val: Annotated[float, typer.Option(help="Share of the persons kept for validation.")] = _C.val,
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = _C.workers,
+    crop: Annotated[
+        Literal["none", "head"], typer.Option(help="Whole pictures, or squares around the head.")
+    ] = _C.crop,
     yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -347,7 +356,9 @@ def prepare(
     from .training.prepare import PrepareOptions, prepare
 
     console = _console(ctx, goes_on=True)
-    options = PrepareOptions(side, fps, quality, licence, source, None if table is None else str(table), val, workers)
+    options = PrepareOptions(
+        side, fps, quality, licence, source, None if table is None else str(table), val, workers, crop
+    )
     with forecast.announced(lambda: forecast.prepare(clips, out, options), console, yes=yes) as progress:
         index = prepare(clips, out, options, progress=progress)
     left = index["left_out"]
@@ -682,6 +693,8 @@ def _readable(path: Path) -> None:
         raise InputError(f"{path} is an address, and only local files are read.", "Download it first.")
     if not path.exists():
         raise InputError(f"There is no file {path}.", "Check the path.")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a device or a pipe, not a file.", "Save it as a file first.")
 
 
 def _writable_folder(out: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .avatar import Avatar
     from .device import Compute
+    from .faces import Talk
     from .models.base import Identity, RetargetModel
     from .motion import Movement
     from .video import VideoInfo
@@ -51,6 +52,7 @@ class DriveOptions:
     watermark   write “synthetic” into the picture.
     output_smooth  of the result's pictures over time, 0 to 1: calms slow flicker.
     person      `largest`, or `X,Y`: the person at this pixel of the first frame.
+    paste_back  of a head, its square: back into the photo, or the video's frame, that it was cut out of.
     device, precision  see `device.choose`.
     restart     do not go on with an interrupted run.
     """
@@ -66,6 +68,7 @@ class DriveOptions:
     watermark: bool = False
     output_smooth: float = 0.0
     person: str = "largest"
+    paste_back: bool = False
     device: str = "auto"
     precision: str = "auto"
     restart: bool = False
@@ -114,8 +117,16 @@ def drive(
     with device.enough_memory("loading the avatar"):
         model, identity, stored = load(avatar, compute)
     with device.enough_memory("estimating the poses"):
-        track = movement(source, avatar, stored, options, progress)
-    render(avatar, model, identity, track, source, out, options, compute, progress)
+        track = movement(source, avatar, stored, options, progress, model.subject)
+    home = None
+    if options.paste_back:
+        if "home" not in stored:
+            raise UsageError(
+                f"The avatar {avatar.name} shows whole pictures: nothing was cut out of anything.",
+                "Leave --paste-back out, or use an avatar of --model talking-head.",
+            )
+        home = Home(stored["home"], stored["box"])
+    render(avatar, model, identity, track, source, out, options, compute, progress, home)
     return out
 
 
@@ -146,6 +157,9 @@ def check(options: DriveOptions, source: Path, out: Path) -> None:
             raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
     if source.suffix == ".npz" and (options.compare or options.background == "source"):
         raise UsageError(f"{source.name} holds a motion without pictures.", "Use the video itself as --source.")
+    if options.paste_back and (options.background != "plate" or options.size is not None):
+        other = "--size" if options.background == "plate" else "--background"
+        raise UsageError(f"{other} does not go with --paste-back.", "Leave one of them out.")
     check_out(out, options.background == "transparent")
 
 
@@ -178,9 +192,18 @@ def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dic
 
 
 def movement(
-    source: Path, avatar: Avatar, stored: dict[str, Any], options: DriveOptions, progress: Progress
-) -> Movement:
-    """The poses to draw, in pixels of the avatar's picture: one per frame of the source's piece."""
+    source: Path,
+    avatar: Avatar,
+    stored: dict[str, Any],
+    options: DriveOptions,
+    progress: Progress,
+    subject: str = "body",
+) -> Movement | Talk:
+    """The poses to draw, in pixels of the avatar's picture: one per frame of the source's piece.
+
+    subject: which of the driver's movements are fitted to the avatar, see `RetargetModel.subject`.
+    """
+    from .faces import Talk
     from .motion import Movement, body_of
     from .pose import PoseOptions, estimated
     from .references import stored_track
@@ -188,6 +211,9 @@ def movement(
     motion = estimated(
         source, PoseOptions(person=options.person), start=options.start, end=options.end, progress=progress
     )
+    if subject == "head" and options.align == "auto":
+        driver = Movement(motion, smoothness=options.smooth, body=None, size=motion.track.size, progress=progress)
+        return Talk(driver, stored_track(stored, "track"), avatar.size)
     body = body_of(stored_track(stored, "track")) if options.align == "auto" else None
     return Movement(motion, smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 
@@ -196,15 +222,17 @@ def render(
     avatar: Avatar,
     model: RetargetModel,
     identity: Identity,
-    track: Movement,
+    track: Movement | Talk,
     source: Path,
     out: Path,
     options: DriveOptions,
     compute: Compute,
     progress: Progress,
+    home: Home | None = None,
 ) -> None:
     """Draw every pose of the track that no run before has drawn, and write the video."""
     from . import folders
+    from .faces import paste
     from .references import working_size
     from .video import open_reader, open_segments, probe, timestamps
 
@@ -217,11 +245,11 @@ def render(
         size = (2 * round(size[0] * zoom / 2), 2 * round(size[1] * zoom / 2))
     transparent = options.background == "transparent"
     spacing = timestamps(source, options.start, options.end) if info is not None and info.variable else None
-    shown = size
+    shown = size if home is None else (home.picture.shape[1], home.picture.shape[0])
     if options.compare:
         assert info is not None
-        beside = (working_size(round(info.width * size[1] / info.height), size[1], 1 << 30)[0], size[1])
-        shown = (beside[0] + size[0], size[1])
+        beside = (working_size(round(info.width * shown[1] / info.height), shown[1], 1 << 30)[0], shown[1])
+        shown = (beside[0] + shown[0], shown[1])
     what = everything(avatar, source, out, options, compute)
     metadata = tags(avatar)
     with ExitStack() as stack:
@@ -253,6 +281,8 @@ def render(
             first=first, latest=latest, progress=progress, notes=notes,
         )  # fmt: skip
         for t, picture in enumerate(drawn, first):
+            if home is not None:
+                picture = paste(home.picture, picture, home.box)
             if options.watermark:
                 picture = marked(picture)
             if originals is not None:
@@ -292,6 +322,13 @@ def everything(
         "precision": compute.precision,
         "versions": f"{__version__} {torch.__version__} {Path(ffmpeg()).name} {SEGMENT}",
     }
+
+
+class Home(NamedTuple):
+    """The picture that a square around a head is from: `references.Gathered`."""
+
+    picture: Image
+    box: Any
 
 
 class Memory(NamedTuple):
@@ -339,7 +376,7 @@ def recalled(folder: Path, model: RetargetModel, compute: Compute) -> tuple[int,
 def pictures(
     model: RetargetModel,
     identity: Identity,
-    track: PoseTrack | Movement,
+    track: PoseTrack | Movement | Talk,
     size: tuple[int, int],
     compute: Compute,
     plates: Iterator[Image] | None = None,

@@ -381,7 +381,7 @@ def _measure_frames(
     for init, steps in product(options.init, options.steps):
         avatar = personalize(
             me, frames=frames, steps=steps, init=init, size=options.size, model=options.model, seed=options.seed,
-            name="evaluated", progress=progress, **compute,
+            crop="none", name="evaluated", progress=progress, **compute,
         )  # fmt: skip
         name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
         drive(avatar, truth, path(name), progress=progress, **same_place)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, NamedTuple
@@ -116,8 +117,8 @@ def _filled(values: Array, most: int, *, hold: bool) -> Array:
     length[rows > good[-1]] = len(flat) - 1 - good[-1]
     share = np.where(b > a, (rows - a) / np.maximum(b - a, 1), 0.0)
     share = np.where((length > most) & ~ends, np.rint(share), share)[:, None]
-    out = (flat[a] * (1 - share) + flat[b] * share).astype(np.float32)
-    out[good] = flat[good]
+    out, gaps = flat.copy(), np.setdiff1d(rows, good)
+    out[gaps] = flat[a[gaps]] * (1 - share[gaps]) + flat[b[gaps]] * share[gaps]
     if not hold:
         out[length > most] = np.nan
     return out.reshape(values.shape)
@@ -164,29 +165,43 @@ def _one_euro(values: Array, fps: float, lowest: float, beta: float, derivative_
 
     The cut-off is `lowest` + `beta` · speed (eq. 5), in Hz; the speed is the point's, the same for its D coordinates.
     """
-    there = np.empty(values.shape, np.float64)
-    for row, now in zip(there, _one_way(values, fps, lowest, beta, derivative_cutoff), strict=True):
-        row[...] = now
+    there = _OneEuro(values.shape[1:], fps, lowest, beta, derivative_cutoff)
+    back = copy(there)
+    blocks, begun = list(_blocks(len(values), 1024)), []
+    for rows in blocks:
+        begun.append(copy(there))
+        if rows != blocks[-1]:
+            for now in values[rows]:
+                there(now)
     out = np.empty(values.shape, np.float32)
-    back = _one_way(values[::-1], fps, lowest, beta, derivative_cutoff)
-    for row, one, other in zip(out[::-1], there[::-1], back, strict=True):
-        row[...] = (one + other) / 2
+    for rows, there in zip(reversed(blocks), reversed(begun), strict=True):  # forwards again, with little memory
+        forwards = [there(now) for now in values[rows]]
+        for i, one in zip(reversed(range(len(values))[rows]), reversed(forwards), strict=True):
+            out[i] = (one + back(values[i])) / 2
     return out
 
 
-def _one_way(values: Array, fps: float, lowest: float, beta: float, derivative_cutoff: float) -> Iterator[Float]:
-    last = np.full(values.shape[1:], np.nan)
-    slope = np.zeros(values.shape[1:])
-    slow = _alpha(np.asarray(derivative_cutoff), fps)
-    for row in values:
-        now = row.astype(np.float64)
+class _OneEuro:
+    """The filter in one direction, a picture at a time."""
+
+    def __init__(
+        self, shape: tuple[int, ...], fps: float, lowest: float, beta: float, derivative_cutoff: float
+    ) -> None:
+        self._fps, self._lowest, self._beta = fps, lowest, beta
+        self._slow = _alpha(np.asarray(derivative_cutoff), fps)
+        self._last: Float = np.full(shape, np.nan)
+        self._slope: Float = np.zeros(shape)
+
+    def __call__(self, values: Array) -> Float:
+        now, last = values.astype(np.float64), self._last
         fresh = ~np.isfinite(last)
-        step = np.where(fresh, 0.0, (now - np.where(fresh, 0.0, last)) * fps)
-        slope = np.where(fresh | ~np.isfinite(step), 0.0, slope + slow * (np.nan_to_num(step) - slope))
-        speed = np.linalg.norm(slope, axis=-1, keepdims=True)
-        alpha = _alpha(lowest + beta * speed, fps)
-        last = np.where(fresh | ~np.isfinite(now), now, last + alpha * (now - last))
-        yield last
+        step = np.where(fresh, 0.0, (now - np.where(fresh, 0.0, last)) * self._fps)
+        slope = self._slope + self._slow * (np.nan_to_num(step) - self._slope)
+        self._slope = np.where(fresh | ~np.isfinite(step), 0.0, slope)
+        speed = np.linalg.norm(self._slope, axis=-1, keepdims=True)
+        alpha = _alpha(self._lowest + self._beta * speed, self._fps)
+        self._last = np.where(fresh | ~np.isfinite(now), now, last + alpha * (now - last))
+        return self._last
 
 
 def _alpha(cutoff: Float, fps: float) -> Float:
@@ -855,15 +870,15 @@ class Movement:
             self._strength = 0.0
         self._track = smooth(filled, self._strength)
         self._noses = _nose(filled.body), _nose(self._track.body)
+        del motion, filled  # as much again as is needed from here on
         self._fitted: Callable[[slice], Array] | None = None
         if body is not None:
             body = body if body.size == size else body.scaled(size)
-            windows = (slice(i, i + WINDOW) for i in range(0, len(motion), WINDOW))
-            meshes = [_Meshes.of(self._driver(rows), body.face) for rows in windows]
+            meshes = [_Meshes.of(self._driver(rows), body.face) for rows in _blocks(len(self), WINDOW)]
             joined = _Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
             self._track, self._fitted = _fitted(self._track, joined, body, progress or Silent())
         # No model looks at it.
-        self._track = replace(self._track, world=unknown(len(motion), len(JOINTS)))
+        self._track = replace(self._track, world=unknown(len(self), len(JOINTS)))
         self._window: tuple[int, PoseTrack | None] = (-1, None)
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of f
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from .types import Progress, Silent
 if TYPE_CHECKING:
     from .avatar import Avatar
     from .device import Compute
-    from .models.base import RetargetModel
+    from .models.base import Objective, RetargetModel
     from .references import Gathered
     from .training.fit import FitState
 
@@ -53,6 +54,7 @@ class PersonalizeOptions:
     pick        frames (or photos) to use, counted from 0, instead of choosing.
     person      `largest`, or `X,Y`: the person at this pixel of the first frame.
     background  `video`: the empty scene from the whole clip; `frames`: from the K frames alone.
+    crop        `head`: squares around the head; `none`: whole pictures; `auto`: what the model was made for.
     device, precision  see `device.choose`.
     seed        of everything random.
     restart     start over, whatever an interrupted run left.
@@ -67,6 +69,7 @@ class PersonalizeOptions:
     pick: tuple[int, ...] = ()
     person: str = "largest"
     background: str = "video"
+    crop: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -178,6 +181,8 @@ def check(options: PersonalizeOptions) -> None:
         raise UsageError(f"A picture of {options.size} pixels is too small.", "Use --size 64 or more.")
     if options.background not in ("video", "frames"):
         raise UsageError(f"There is no background “{options.background}” here.", "Use --background video or frames.")
+    if options.crop not in ("auto", "head", "none"):
+        raise UsageError(f"There is no crop “{options.crop}”.", "Use --crop auto, head or none.")
     if len(set(options.pick)) != len(options.pick):
         raise UsageError("--pick names a frame twice.", "Name each frame once.")
 
@@ -207,22 +212,36 @@ def _origin(inputs: str | Path | Sequence[str | Path], paths: Sequence[Path]) ->
 
 def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
     """The references out of the input files. Raises UsageError for a mixture of videos and photos."""
+    from .models import MODELS
     from .references import from_photos, from_video
     from .video import is_image
 
     photos = [is_image(p) for p in paths]
-    if all(photos):
-        return from_photos(
-            paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, progress=progress
-        )
-    if len(paths) > 1:
+    if len(paths) > 1 and not all(photos):
         raise UsageError(
             f"{len(paths)} files were given, and {paths[photos.index(False)].name} is not a photo.",
             "Give one video, or photos only.",
         )
+    subject = MODELS[options.model]().subject
+    crop = {"auto": "head" if subject == "head" else "none"}.get(options.crop, options.crop)
+    feet = subject == "body"
+    if crop == "head":
+        from . import portraits
+
+        with tempfile.TemporaryDirectory(prefix="retarget-") as folder:
+            portrait = portraits.cropped(
+                paths, Path(folder), size=options.size, person=options.person, whole=bool(options.pick),
+                progress=progress,
+            )  # fmt: skip
+            return portrait.of(gather(portrait.paths, replace(options, crop="none", person="largest"), progress))
+    if all(photos):
+        return from_photos(
+            paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, feet=feet,
+            progress=progress,
+        )  # fmt: skip
     return from_video(
         paths[0], count=len(options.pick) or options.frames, size=options.size, pick=options.pick,
-        person=options.person, plate_from=options.background, progress=progress,
+        person=options.person, plate_from=options.background, feet=feet, progress=progress,
     )  # fmt: skip
 
 
@@ -274,6 +293,10 @@ def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str 
             raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
         digest = weights.sha256(Path(init))
     elif init == "random" or not weights.known(entry := weights.ENTRY[init].format(name)):
+        if init != "random":
+            progress.warn(
+                f"No weights of {name} are shipped, so that it starts from nothing learned; train some: --init."
+            )
         return build(name), None, {}
     else:
         tensors, config = weights.load(entry, progress=progress)
@@ -286,6 +309,31 @@ def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str 
             f"These weights do not fit the model {name}: {str(error).splitlines()[-1].strip()}.", "Use others."
         ) from error
     return model, digest, config
+
+
+def with_critics(model: RetargetModel, options: PersonalizeOptions, known: Mapping[str, Any]) -> Objective | None:
+    """The objective with the critics that were trained together with the model's weights; None when there are none:
+    critics that start from nothing learn nothing in so few steps.
+
+    Raises WeightsError when they do not fit.
+    """
+    from . import weights
+
+    if options.init.endswith(".safetensors"):
+        tensors = weights.load_file(Path(options.init))[0]
+    elif options.init != "random" and weights.known(entry := weights.ENTRY[options.init].format(options.model)):
+        tensors = weights.load(entry)[0]
+    else:
+        return None
+    critics = {k: t for k, t in tensors.items() if k.startswith(weights.CRITICS)}
+    if not critics:
+        return None
+    objective = model.objective(critics=True, **known)
+    try:
+        objective.load_state_dict(critics, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"The critics of these weights do not fit {options.model}.", "Use others.") from error
+    return objective
 
 
 def fine_tune(
@@ -312,14 +360,18 @@ def fine_tune(
 
     progress.stage("Preparing pairs", None)
     lessons = Lessons(model, stored, gathered, side, compute, seed=options.seed)
-    # Critics that start from nothing learn nothing in so few steps: they take part when trained ones are shipped.
-    objective = model.objective(critics=False, **features(model))
+    known = features(model)
+    plain = model.objective(critics=False, **known)
+    objective = with_critics(model, options, known) or plain
     model.to(compute.device).eval()
-    objective.to(compute.device)
+    for one in (plain, objective):
+        one.to(compute.device)
     model.adopt(lessons.identity)
-    settled = model.settle(lambda: lessons.score(objective))
+    objective.adopt(lessons.identity)
+    settled = model.settle(lambda: lessons.score(plain))
+    tunable = list(model.tunable(lessons.identity))
     # What is not trusted at all gets no gradient either: the steps would change nothing.
-    steps = 0 if settled and not any(settled.values()) else options.steps
+    steps = options.steps if tunable and (not settled or any(settled.values())) else 0
     how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", steps)
@@ -341,7 +393,7 @@ def fine_tune(
             due = (after := time.monotonic()) + max(EVERY, (after - now) / COST)
 
     result = adapt(
-        model, objective, lessons.pairs, how, compute, parameters=model.tunable(lessons.identity),
+        model, objective, lessons.pairs, how, compute, parameters=tunable,
         validate=lessons.validate, on_step=lambda step, figures: progress.advance(loss=figures["loss"]),
         checkpoint=keep, resume=kept,
     )  # fmt: skip

@@ -33,6 +33,8 @@ LONGEST = 60.0
 """Seconds of a video that are looked at."""
 SMALLEST = 16
 """Pixels of the short side, below which nobody can be seen."""
+HOME = 1080
+"""The most pixels of the short side of the picture that a square around a head is from."""
 KEPT_POSES = 240
 """Poses of the person that an avatar keeps, to measure the body by."""
 
@@ -51,6 +53,8 @@ class Gathered:
     pictures (K, H, W, 3) uint8 RGB, untouched.
     colour   of the video, see `VideoInfo`.
     exact    mattes that are known exactly, as in training corpora; what training holds for true.
+    home     (h, w, 3) uint8 RGB: of squares around a head (`portraits`), the picture that they are from.
+    box      (3,) float32: x, y of the middle, and side, of the square in `home`.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -63,6 +67,8 @@ class Gathered:
     pictures: npt.NDArray[np.uint8]
     colour: Colour = "bt601"
     exact: Array | None = None
+    home: Image | None = None
+    box: Array | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,17 +84,22 @@ class Gathered:
 def arrays(gathered: Gathered) -> dict[str, npt.NDArray[np.generic]]:
     """What an avatar stores of its references."""
     poses, track = gathered.poses, gathered.track
-    return {
-        "frames": gathered.frames,
-        "mattes": np.round(gathered.mattes * 255).astype(np.uint8),
-        "plate": gathered.plate.image,
-        "seen": np.round(gathered.plate.seen * 255).astype(np.uint8),
-        "shadow": np.array([contact_shadow(gathered)], np.float32),
-    } | {f"{group}_{key}": getattr(t, key) for group, t in (("pose", poses), ("track", track)) for key in _KEYS}
+    home = {key: x for key in ("home", "box") if (x := getattr(gathered, key)) is not None}
+    return (
+        home
+        | {
+            "frames": gathered.frames,
+            "mattes": np.round(gathered.mattes * 255).astype(np.uint8),
+            "plate": gathered.plate.image,
+            "seen": np.round(gathered.plate.seen * 255).astype(np.uint8),
+            "shadow": np.array([contact_shadow(gathered)], np.float32),
+        }
+        | {f"{group}_{key}": getattr(t, key) for group, t in (("pose", poses), ("track", track)) for key in _KEYS}
+    )
 
 
 _KEYS = ("body", "world", "face", "hands")
-_PICTURES = ("frames", "mattes", "pictures", "exact")
+_PICTURES = ("frames", "mattes", "pictures", "exact", "home", "box")
 
 
 def packed(gathered: Gathered) -> dict[str, Any]:
@@ -165,6 +176,13 @@ def check_stored(stored: Mapping[str, npt.NDArray[np.generic]], size: tuple[int,
             raise ValueError(f"{group} holds what is no pose")
         if group == "pose" and len(track) != count:
             raise ValueError(f"there are {len(track)} poses of {count} references")
+    if "home" in stored:
+        home, box = stored["home"], stored["box"]
+        if home.dtype != np.uint8 or home.ndim != 3 or home.shape[2] != 3 or not 1 < min(home.shape[:2]) <= HOME:
+            raise ValueError("home is no picture")
+        sides = np.array([home.shape[1], home.shape[0], min(home.shape[:2])], float)
+        if box.dtype != np.float32 or box.shape != (3,) or not (np.sign(box) > 0).all() or np.any(box > sides):
+            raise ValueError("box does not lie in home")
 
 
 def references(
@@ -285,9 +303,10 @@ def from_video(
     pick: Sequence[int] = (),
     person: str = "largest",
     plate_from: str = "video",
+    feet: bool = True,
     progress: Progress,
 ) -> Gathered:
-    """Choose and prepare references from a video.
+    """Choose and prepare references from a video. `feet`: whether to warn when none shows them.
 
     Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
     """
@@ -369,7 +388,7 @@ def from_video(
     gathered = _prepared(
         pictures, [masks[i] for i in picked], windows, plate, small.select(found[::step]), info.fps, picked
     )
-    _tell_gaps(gathered.poses, path.name, progress)
+    _tell_gaps(gathered.poses, path.name, progress, feet)
     return replace(gathered, colour=info.colour)
 
 
@@ -380,9 +399,11 @@ def from_photos(
     size: int,
     pick: Sequence[int] = (),
     person: str = "largest",
+    feet: bool = True,
     progress: Progress,
 ) -> Gathered:
-    """Choose and prepare references from photos; the first one chosen gives the scene and the picture's size.
+    """Choose and prepare references from photos; the first one chosen gives the scene and the picture's size. `feet`:
+    whether to warn when none shows them.
 
     Raises InputError for a photo that cannot be read, NobodyFound when too few show a person, UsageError.
     """
@@ -401,7 +422,7 @@ def from_photos(
         if shape is None:
             shape = wh
         photo = _letterbox(photo, shape)
-        ((track, mask),) = estimate_images([photo], PoseOptions(person=_moved_point(person, original, shape)))
+        ((track, mask),) = estimate_images([photo], PoseOptions(person=moved_point(person, original, shape)))
         progress.advance()
         if not track.found[0]:
             nobody.append(path.name)
@@ -431,7 +452,7 @@ def from_photos(
     first = chosen[0]
     plate = background.make_plate([pictures[first]], [masks[first]])
     which = [paths[numbers[i]].name for i in chosen]
-    _tell_gaps(PoseTrack.concatenate([tracks[i] for i in chosen]), ", ".join(which[:3]), progress)
+    _tell_gaps(PoseTrack.concatenate([tracks[i] for i in chosen]), ", ".join(which[:3]), progress, feet)
     return _prepared(
         [pictures[i] for i in chosen], [masks[i] for i in chosen], tuple(tracks[i] for i in chosen), plate,
         PoseTrack.concatenate([tracks[i] for i in chosen]), Fraction(25), [numbers[i] for i in chosen],
@@ -444,10 +465,10 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise InputError(f"{name} has only {width} x {height} pixels.", "Use a larger one: 256 pixels or more.")
 
 
-def _tell_gaps(poses: PoseTrack, name: str, progress: Progress) -> None:
+def _tell_gaps(poses: PoseTrack, name: str, progress: Progress, feet: bool) -> None:
     """Warn of what none of the references shows."""
-    feet = seen(poses)[:, [J["left_ankle"], J["right_ankle"]]].max(axis=1)
-    if (feet < 0.3).all():
+    ankles = seen(poses)[:, [J["left_ankle"], J["right_ankle"]]].max(axis=1)
+    if feet and (ankles < 0.3).all():
         progress.warn(
             f"{name} shows the person without their feet, and what no picture shows cannot be drawn;"
             " film from head to foot, or drive with --align none by a video that is framed alike."
@@ -460,7 +481,7 @@ def _tell_gaps(poses: PoseTrack, name: str, progress: Progress) -> None:
         )
 
 
-def _moved_point(person: str, before: tuple[int, ...], after: tuple[int, int]) -> str:
+def moved_point(person: str, before: tuple[int, ...], after: tuple[int, int]) -> str:
     """`--person` of a picture of size `before` in the same picture letterboxed to `after` (width, height)."""
     point = person_point(person)
     if point is None:

@@ -1145,6 +1145,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def is_image(path: str | Path) -> bool:
     """Whether the file is a picture, by its first bytes (JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, HEIC)."""
     try:
+        if not os.path.isfile(path):  # opening a pipe would wait for a writer
+            return False
         with open(path, "rb") as file:
             head = file.read(32)
     except (OSError, ValueError):
@@ -1191,7 +1193,7 @@ def read_image(path: str | Path) -> Image:
     if _is_cut_short(data):  # OpenCV would fill the rest with grey
         raise broken
     if data.startswith(b"GIF8"):  # OpenCV is often built without it
-        one = _arguments(*_input(path), "-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1")
+        one = _arguments(*_input(path, "-f", "gif"), "-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1")
         data = subprocess.run(
             one, stdin=subprocess.DEVNULL, capture_output=True, check=False, start_new_session=True
         ).stdout

@@ -254,7 +254,7 @@ def tuned_avatar(shared_home: Path, short_me: Path) -> Iterator:
         yield personalize(short_me, frames=3, steps=3, name="tuned", device="cpu")
 
 
-# ------------------------------------------------------------------------------------------------ processes to be killed
+# ------------------------------------------------------------------------------------------------ processes to kill
 
 
 class Nursery:

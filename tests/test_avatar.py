@@ -166,6 +166,7 @@ def test_replacing_takes_the_place_of_the_old() -> None:
 
 
 @pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.reliability("2. Bad input", "a failure while an avatar is replaced", "the old one stays")
 def test_a_failure_leaves_the_old_and_nothing_else(monkeypatch: pytest.MonkeyPatch, existing: bool) -> None:
     if existing:
         old = save("me")
@@ -316,6 +317,7 @@ def test_an_archive_with_a_strange_file_is_refused(tmp_path: Path, name: str) ->
     assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == ["x.zip"]
 
 
+@pytest.mark.reliability("4. Hostile input", "`avatars import` of an archive with a link", "refused, writes nothing")
 def test_an_archive_with_a_link_is_refused(tmp_path: Path) -> None:
     file = pack(tmp_path / "x.zip")
     with zipfile.ZipFile(file, "a") as archive:
@@ -336,6 +338,9 @@ def test_an_archive_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: py
     assert contents() == set()
 
 
+@pytest.mark.reliability(
+    "4. Hostile input", "`avatars import` of an archive that lies about sizes", "refused, writes nothing"
+)
 def test_an_archive_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.zip"
     avatar = save("packed")

@@ -182,6 +182,7 @@ def empty(tmp_path: Path) -> Path:
     return tmp_path / "empty.mp4"
 
 
+@pytest.mark.reliability("2. Bad input", "no person in the video", "one sentence, exit 3")
 def test_a_video_without_a_person(tuned_avatar: Avatar, empty: Path, tmp_path: Path, capsys: Out) -> None:
     names = avatar_names()
     for words in (
@@ -195,6 +196,7 @@ def test_a_video_without_a_person(tuned_avatar: Avatar, empty: Path, tmp_path: P
     assert avatar_names() == names
 
 
+@pytest.mark.reliability("2. Bad input", "K is more than the frames of the video", "one sentence, exit 3")
 def test_more_pictures_than_the_video_has(short_me: Path, tmp_path: Path, capsys: Out) -> None:
     frames = read(short_me, end=0.15)
     assert len(frames) == 4

@@ -125,3 +125,65 @@ def test_old_unfinished_work_goes_unless_somebody_is_at_it() -> None:
         os.utime(folder, (long_ago, long_ago))
     with folders.locked(left[0], "It"), folders.work("render", {"n": 2}):
         assert [folder.exists() for folder in left] == [True, False]
+
+
+def test_work_that_left_nothing_is_not_kept() -> None:
+    with pytest.raises(ZeroDivisionError), folders.work("render", {"a": 1}) as folder:
+        raise ZeroDivisionError
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_half_deleted_work_is_not_gone_on_with(restart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = unfinished(a=1)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "what.json").unlink()  # got no further
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "rmtree", killed)
+        with pytest.raises(Killed), folders.work("render", {"a": 1}, restart=restart):
+            pass
+    with folders.work("render", {"a": 1}) as again:
+        assert again == folder
+        assert [p.name for p in folder.iterdir()] == ["what.json"]
+    assert [p for p in folder.parent.iterdir() if p.suffix != ".lock"] == []
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    folders.replace_file(path, b"old")
+    with suppress(ZeroDivisionError), folders.replaced(path) as temporary:
+        temporary.write_bytes(b"ha")
+        assert path.read_bytes() == b"old"
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    with folders.replaced(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["file"]
+
+
+def test_what_killed_processes_left_is_swept_away(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / ".b.x.tmp").mkdir(parents=True)
+    (folder / ".b.x.tmp" / "file").write_text("")
+    for name in (".a.npz.1.tmp", ".c.part", ".run.lock", "me.tmp", ".hidden"):
+        (folder / name).write_text("")
+    folders.sweep(folder)  # somebody may still write to them
+    assert len(list(folder.iterdir())) == 6
+    long_ago = time.time() - folders.LEFT_BEHIND - 60
+    os.utime(folder / ".c.part", (long_ago, long_ago))
+    folders.sweep(folder)
+    assert not (folder / ".c.part").exists()
+    folders.sweep(folder, older=0)
+    assert sorted(p.name for p in folder.iterdir()) == [".hidden", ".run.lock", "me.tmp"]
+    folders.sweep(tmp_path / "missing")

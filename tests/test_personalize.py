@@ -6,6 +6,8 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from retarget import folders, weights
+from retarget import checkpoint, folders, weights
 from retarget import personalize as public
 from retarget.avatar import Avatar, avatar_names
-from retarget.errors import DeviceError, InputError, UsageError, VideoError, WeightsError
+from retarget.errors import DeviceError, InputError, StorageError, UsageError, VideoError, WeightsError
 from retarget.lessons import adapt
 from retarget.models import build
 from retarget.models.dance import Dance
 from retarget.personalize import PersonalizeOptions, check, expand, gather
+from retarget.references import arrays, packed, unpacked
 from retarget.types import Silent
 
 module = importlib.import_module("retarget.personalize")  # the name is also the function's
@@ -411,3 +414,155 @@ def test_what_is_no_video(tmp_path):
     with pytest.raises(VideoError, match=r"notes\.mp4"):
         public(text, device="cpu")
     assert nothing_left()
+
+
+# ------------------------------------------------------------------------------------------------ interrupted, resumed
+
+
+class Interrupting(Listener):
+    """Stops everything at a step of fine-tuning."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        super().advance(steps, **figures)
+        if self.steps == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The checkpoints of fine-tuning, one after each step."""
+    kept: list[dict[str, Any]] = []
+    save = checkpoint.save
+
+    def watched(path: Path, state: Mapping[str, Any]) -> None:
+        save(path, state)
+        if path.name.startswith("fit"):
+            kept.append(dict(state))
+
+    monkeypatch.setattr(checkpoint, "save", watched)
+    monkeypatch.setattr(module, "EVERY", 0.0)
+    monkeypatch.setattr(module, "COST", 1e9)
+    return kept
+
+
+def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(np.asarray(a[k]), np.asarray(b[k])) for k in a)
+
+
+OPTIONS = PersonalizeOptions(steps=6, device="cpu", name="me")
+
+
+@pytest.mark.reliability("1. Resume", "personalize interrupted while fine-tuning (Ctrl-C)", "goes on; same avatar")
+def test_interrupted_it_goes_on_to_the_same_avatar(me, known, states):
+    calls = known(3)
+    whole = public(me, OPTIONS).opened()
+    assert [state["step"] for state in states] == [1, 2, 3, 4, 5, 6]
+    final = states[-1]
+    states.clear()
+    with pytest.raises(KeyboardInterrupt):
+        public(me, OPTIONS, progress=Interrupting(4))
+    assert Avatar.load("me") == whole  # the one before stays
+    calls.clear()
+    listener = Listener()
+    again = public(me, OPTIONS, progress=listener).opened()
+    assert calls == []  # nothing is gathered twice
+    assert [note for note in listener.notes if note.startswith("Going on")] == [
+        "Going on with the references that an interrupted run found.", "Going on at step 3 of 6.",
+    ]  # fmt: skip
+    assert listener.steps == 3
+    assert [state["step"] for state in states] == [1, 2, 3, 4, 5, 6]
+    assert agree(states[-1], final)
+    assert again.id != whole.id
+    assert agree(again.tensors(), whole.tensors())
+    assert agree(again.state(), whole.state())
+    assert again.meta.quality == whole.meta.quality
+    assert again.preview.read_bytes() == whole.preview.read_bytes()
+    # And now it is done: the next time is from the start.
+    public(me, OPTIONS, progress=(listener := Listener()))
+    assert listener.steps == 6
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 5}, {"seed": 1}, {"size": 300}, {"person": "3,4"}, {"restart": True}, "input", "weights"],
+    ids=str,
+)
+@pytest.mark.reliability("1. Resume", "other inputs or options than those of the interrupted run", "never mixed")
+def test_what_was_made_otherwise_is_not_used(me, known, states, change, tmp_path):
+    calls, options = known(3), OPTIONS
+    own = tmp_path / "own.safetensors"
+    if change == "weights":
+        weights.save_file(own, build("dance").state_dict(), "dance", {})
+        options = replace(options, init=str(own))
+    with pytest.raises(KeyboardInterrupt):
+        public(me, options, progress=Interrupting(4))
+    calls.clear()
+    if change == "input":
+        me.write_bytes(b"another film")
+    elif change == "weights":  # of the same name
+        weights.save_file(own, build("dance").state_dict(), "dance", {})
+    else:
+        options = replace(options, **change)
+    public(me, options, progress=(listener := Listener()))
+    assert len(calls) == 1
+    assert listener.steps == options.steps
+    assert not any(note.startswith("Going on") for note in listener.notes)
+
+
+@pytest.mark.reliability("1. Resume", "what an interrupted run left is damaged", "made again; same avatar")
+def test_damaged_leftovers_are_made_again(me, known, states):
+    calls = known(3)
+    whole = public(me, OPTIONS).opened()
+    for name in ("references.safetensors", "fit-256.safetensors"):
+        with pytest.raises(KeyboardInterrupt):
+            public(me, OPTIONS, progress=Interrupting(4))
+        (file,) = (folders.cache_dir() / "work").glob(f"personalize-*/{name}")
+        file.write_bytes(file.read_bytes()[:-100])
+        calls.clear()
+        again = public(me, OPTIONS, progress=(listener := Listener())).opened()
+        assert (len(calls), listener.steps) == ((1, 3) if name.startswith("ref") else (0, 6))
+        assert agree(again.state(), whole.state())
+        assert agree(again.tensors(), whole.tensors())
+
+
+@pytest.mark.reliability(
+    "7. Concurrency", "personalize twice at once, same name and input", "the second is told, exit 6"
+)
+def test_the_same_while_it_is_being_made_is_told(me, known, puppet, monkeypatch):
+    known(3)
+    made = module.gather
+
+    def gather(*args: Any) -> Any:
+        monkeypatch.setattr(module, "gather", made)
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
+        with pytest.raises(StorageError, match=r"unfinished work .* in use by another retarget for more than 0\.2 s"):
+            public(me, OPTIONS)
+        public(me, OPTIONS, name="other")  # another avatar is nobody's business
+        return made(*args)
+
+    monkeypatch.setattr(module, "gather", gather)
+    assert public(me, OPTIONS).name == "me"
+    assert avatar_names() == ["me", "other"]
+
+
+def test_gathered_references_come_back_to_the_bit(puppet):
+    gathered = puppet.gathered(*(puppet.body(*p) for p in POSES), details=True)
+    windows = (gathered.track.select([0]), gathered.track.select([0, 1]), gathered.track.select([0, 1, 2]))
+    for exact in (None, gathered.mattes * 0.5):
+        before = replace(gathered, windows=windows, exact=exact, colour="bt709", fps=Fraction(24000, 1001))
+        after = unpacked(packed(before))
+        for name in ("frames", "mattes", "pictures"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+        assert (after.exact is None) == (exact is None)
+        for one, two in zip((*after.windows, after.track), (*windows, before.track), strict=True):
+            assert (one.size, one.fps, one.missed) == (two.size, two.fps, two.missed)
+            for name in ("body", "world", "face", "hands"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        assert (after.fps, after.picked, after.colour) == (before.fps, before.picked, before.colour)
+        assert after.plate.motion == before.plate.motion
+        assert agree(arrays(after), arrays(before))

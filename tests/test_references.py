@@ -306,6 +306,7 @@ def test_only_the_beginning_of_a_long_video_is_looked_at(clip, monkeypatch):
     assert from_video(path, count=1, size=512, pick=(22,), progress=Silent()).picked == (22,)
 
 
+@pytest.mark.reliability("2. Bad input", "a camera that moves", "works, warns")
 def test_a_moving_camera_is_told(puppet, tmp_path, monkeypatch):
     scene = puppet.cloth(99, (260, 160), 2.0)
     pictures, bodies = [], [puppet.body()] * 9
@@ -387,6 +388,7 @@ def test_picked_photos(photos):
             from_photos(photos, count=5, size=512, pick=(wrong,), progress=Silent())
 
 
+@pytest.mark.reliability("2. Bad input", "a photo that shows nobody", "one sentence, exit 3")
 def test_a_photo_with_nobody_is_named(photos):
     with pytest.raises(NobodyFound, match=r"dark\.png"):
         from_photos(photos, count=5, size=512, progress=Silent())

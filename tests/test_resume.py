@@ -493,8 +493,8 @@ def test_a_piece_is_read_without_decoding_all_before(example_dance, tmp_path, mo
 RUN = """
 import sys
 from retarget import cli, video
-from retarget.pose import cache
-video.SEGMENT, cache.BLOCK = 12, 60
+from retarget.pose import cache, mediapipe
+video.SEGMENT, cache.BLOCK, mediapipe.CHUNK = 12, 40, 20
 cli.main(sys.argv[1:])
 """
 """The command, with short segments, so that a short video has many."""
@@ -522,10 +522,12 @@ class Command:
         process = self.start()
         assert process.wait(300) == 0, self.said()
 
-    def until_at_work(self, process: subprocess.Popen[bytes]) -> None:
-        limit = time.monotonic() + 120
-        while process.poll() is None and "…" not in self.said() and time.monotonic() < limit:
+    def until(self, process: subprocess.Popen[bytes], stage: str) -> float:
+        """Wait until it says that a stage has begun, or has ended; returns when that was."""
+        limit = time.monotonic() + 300
+        while process.poll() is None and stage not in self.said() and time.monotonic() < limit:
             time.sleep(0.02)
+        return time.monotonic()
 
 
 @pytest.fixture
@@ -560,45 +562,50 @@ def test_drive_killed_at_random_moments(command: Command, tmp_path: Path) -> Non
     seed = int(os.environ.get("RETARGET_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     chance = random.Random(seed)
     out, home = tmp_path / "out" / "out.mp4", tmp_path / "own" / "home"
-    started = time.monotonic()
-    command.finish()
-    length = time.monotonic() - started
+    process = command.start()
+    begun = [command.until(process, stage) for stage in ("Poses of", "Rendering", "Written")]
+    assert process.wait(60) == 0, command.said()
     truth, heard, told = read(out), sound(out), read_metadata(out)
     assert len(truth) == 150
-    kills = resumed = finished = 0
+    (poses,) = (home / "cache" / "poses").iterdir()
+    known = poses.read_bytes()
 
     def check() -> None:
         np.testing.assert_array_equal(read(out), truth, f"seed {seed}")
         assert sound(out) == heard
         assert read_metadata(out) == told
 
-    def forget() -> None:
-        for path in (home / "cache" / "poses").iterdir():
-            path.unlink()
-        out.unlink()
-
-    forget()
-    while kills < 20:
+    def kill(stage: str, longest: float) -> bool:
+        """Whether the run that was killed had gone on with an earlier one."""
         process = command.start()
         if chance.random() < 0.9:  # else at any moment, while it starts too
-            command.until_at_work(process)
-        time.sleep(chance.uniform(0, 0.3 * length))
+            command.until(process, stage)
+        time.sleep(chance.uniform(0, longest))
         process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            finished += 1
+        process.wait()
+        if out.exists():  # killed after it was moved into place, or not at all
             check()
-            forget()
-            continue
-        kills += 1
-        resumed += "Going on" in command.said()
-        if out.exists():  # killed after it was moved into place
-            check()
-    command.finish()
-    check()
-    assert resumed >= 3, f"seed {seed}: {command.said()}"
-    time.sleep(1)  # an encoder that outlived its process is done by then
-    assert [p.name for p in out.parent.iterdir()] == [out.name]
-    assert [p for p in (home / "cache" / "work").iterdir() if p.is_dir()] == []
+            out.unlink()
+        return "Going on" in command.said()
+
+    def last() -> None:
+        out.unlink(missing_ok=True)
+        command.finish()
+        check()
+        time.sleep(1)  # an encoder that outlived its process is done by then
+        assert [p.name for p in out.parent.iterdir()] == [out.name]
+        assert [p for p in (home / "cache" / "work").iterdir() if p.is_dir()] == []
+        out.unlink()
+
+    out.unlink()
+    poses.unlink()
+    in_poses = [kill("Poses of", 0.8 * (begun[1] - begun[0])) for _ in range(7)]
+    last()
+    assert poses.read_bytes() == known
+    in_render = [kill("Rendering", 0.8 * (begun[2] - begun[1])) for _ in range(13)]
+    last()
+    assert any(in_poses), f"seed {seed}"
+    assert sum(in_render) >= 3, f"seed {seed}"
 
 
 @pytest.mark.slow

@@ -168,6 +168,7 @@ def test_probe_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("sar", "width"), [("2304/2303", 96), ("4/3", 128), ("3/4", 72)], ids=["nearly square", "wide", "narrow"]
 )
+@pytest.mark.reliability("3. Odd clocks and geometry", "pixels that are not square", "frames of square pixels")
 def test_pixels_become_square(tmp_path: Path, sar: str, width: int) -> None:
     path = tmp_path / "sar.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:d=0.2", "-vf", f"setsar={sar}", path)
@@ -353,6 +354,7 @@ def test_scaling_while_reading(example_me: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", ["bt601", "bt709"])
+@pytest.mark.reliability("3. Odd clocks and geometry", "colour bars through reader and writer", "the same colours")
 def test_colours_survive_for_us_and_for_opencv(tmp_path: Path, colour: video.Colour) -> None:
     path, picture = tmp_path / "bars.mp4", bars()
     with open_writer(path, (picture.shape[1], picture.shape[0]), Fraction(25), colour=colour) as write:
@@ -489,6 +491,9 @@ def beeping(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float, float]
 
 @pytest.mark.parametrize(("video_delay", "audio_delay"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.3)])
 @pytest.mark.parametrize(("start", "end"), [(0.0, None), (0.0, 2.5), (1.1, 3.5)])
+@pytest.mark.reliability(
+    "3. Odd clocks and geometry", "pictures or sound that begin late, pieces", "sound stays in sync"
+)
 def test_sound_stays_in_sync(
     beeping: Callable[[float, float], Path],
     tmp_path: Path,
@@ -639,6 +644,7 @@ def test_leaving_a_reader_early_ends_ffmpeg_at_once(example_dance: Path) -> None
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.reliability("2. Bad input", "ffmpeg dies meanwhile", "an error, nothing left")
 def test_a_killed_ffmpeg_is_an_error(tmp_path: Path, example_dance: Path) -> None:
     before = children()
 

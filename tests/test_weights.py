@@ -220,6 +220,7 @@ def test_a_bundled_file_is_used_without_the_hub(manifest: Callable[..., Path], h
     assert hub.requests == []
 
 
+@pytest.mark.reliability("2. Bad input", "weights with the wrong sha256", "one sentence, exit 4")
 def test_a_bundled_file_with_the_wrong_hash_is_refused(manifest: Callable[..., Path], hub: Hub) -> None:
     path = manifest(entry()) / "dance.safetensors"
     path.write_bytes(DATA[:-1] + b"x")
@@ -420,6 +421,7 @@ def test_a_server_without_ranges(manifest: Callable[..., Path], hub: Hub, counti
     [DATA[:-1] + b"x", DATA + b"more", DATA[:-10], save({"other": np.zeros(3)})],
     ids=["changed", "longer", "shorter", "another"],
 )
+@pytest.mark.reliability("4. Hostile input", "a hub that sends something else", "deleted, exit 4")
 def test_a_file_that_is_something_else_is_refused(
     manifest: Callable[..., Path], hub: Hub, tmp_path: Path, data: bytes
 ) -> None:
@@ -457,6 +459,7 @@ def test_a_server_that_sends_too_much(manifest: Callable[..., Path], hub: Hub, t
     assert kept(tmp_path) == []
 
 
+@pytest.mark.reliability("2. Bad input", "weights with the wrong sha256", "one sentence, exit 4")
 def test_a_cached_file_that_was_changed_is_refused(manifest: Callable[..., Path], hub: Hub) -> None:
     manifest(entry())
     path = weights.find("dance")
@@ -477,6 +480,7 @@ def test_the_hub_says_no(manifest: Callable[..., Path], hub: Hub, status: int, s
     assert kept(tmp_path) == []
 
 
+@pytest.mark.reliability("2. Bad input", "weights missing, offline", "one sentence, exit 4")
 def test_offline(manifest: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest(entry())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -220,6 +220,8 @@ class RetargetModel(nn.Module, ABC):
     """The trained networks that `objective` takes, by its keywords; see `lessons.features`."""
     config: Any
     """A frozen dataclass: what `models.build` was given, complete."""
+    subject: ClassVar[Literal["body", "head"]] = "body"
+    """What the pictures show that it was made for: whole people, or squares around heads (`portraits`)."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
     disk, whatever has four dimensions or more as bytes, so that it has to be in 0..1. None: it is made anew each time."""

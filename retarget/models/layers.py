@@ -225,8 +225,9 @@ class LocalEnhancer(nn.Module):
 
     def __init__(self, coarse: GlobalGenerator | LocalEnhancer, inputs: int, outputs: int = 3, blocks: int = 3) -> None:
         super().__init__()
-        width = coarse.width // 2
-        self.width, self.multiple = width, 2 * coarse.multiple
+        width: int = coarse.width // 2
+        self.width: int = width
+        self.multiple: int = 2 * coarse.multiple
         self.coarse = coarse
         self.before = nn.Sequential(*_stem(inputs, width), *_halve(width))
         self.after = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(blocks)), *_double(2 * width))

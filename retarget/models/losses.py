@@ -199,10 +199,12 @@ class VGG19(nn.Module):
         """(B, 3, H, W) in -1..1 → the taken layers, by index, fine to coarse; with averages in the place of maxima."""
         x = ((rgb + 1) / 2 - self.mean) / self.std
         found = []
-        for i, layer in enumerate(self.features[: max(taken) + 1]):
+        for i, layer in enumerate(self.features):
             x = F.avg_pool2d(x, 2) if average and isinstance(layer, nn.MaxPool2d) else layer(x)
             if i in taken:
                 found.append(x)
+            if len(found) == len(taken):
+                break
         return found
 
 
@@ -210,10 +212,10 @@ PIX2PIXHD = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 """How much Pix2PixHD's perceptual loss counts each of the five taken layers."""
 
 
-def perceptual(real: Sequence[Tensor], fake: Sequence[Tensor], weights: Sequence[float] = (1.0,) * 5) -> Tensor:
+def perceptual(real: Sequence[Tensor], fake: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """Eq. 6: Σ over the layers of VGG19 of the mean |φⁱ(y) - φⁱ(x)|, unweighted as printed (Pix2PixHD weights them)."""
-    terms = [w * F.l1_loss(x, y.detach()) for w, (y, x) in zip(weights, _pairs(real, fake), strict=True)]
-    return torch.stack(terms).sum()
+    terms = [F.l1_loss(x, y.detach()) for y, x in _pairs(real, fake)]
+    return torch.stack([w * term for w, term in zip(weights or [1.0] * len(terms), terms, strict=True)]).sum()
 
 
 def content_loss(x: Tensor, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
 Blocks, places of self-attention, widths and the order of things are those of §3.4 and supplement A.4; they give the
 numbers of parameters that §3.4 states (`paper`: E 15 million, G with P 38 million, the critic's V 20 million), and what
 the paper leaves open is as in BigGAN, which it cites: nearest-neighbour enlargement, 1 + γ in AdaIN, attention as in
-Self-Attention GAN. A picture is a head in a square: `faces.crops` cuts it out.
+Self-Attention GAN. A picture is a head in a square: `portraits` cuts it out.
 
 Where it departs from the paper: G answers a matte in a fourth channel, and the head is laid over the plate through it,
 so that it can stand before another scene. The embedder's pictures are made square by repeating their borders.
@@ -303,6 +303,7 @@ class TalkingHead(RetargetModel):
         },
     }  # fmt: skip
     """`paper`: §3.4; it was trained on the 145,569 videos of VoxCeleb2's training set."""
+    subject = "head"
     Ahead = HeadPair
     adopted: Tensor
     """(1,): 1 when `own` stands in the place of P ê."""

@@ -107,6 +107,8 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
     for part in (SKIRT, *np.argsort(-depth, kind="stable").tolist()):
         root = 1 if part == SKIRT else part
         pieces = []
+        if part == SKIRT and not np.isfinite(pose.bones[0, HIPS, :, :2]).all():
+            continue
         for k in np.nonzero(mix[root])[0].tolist():
             h, w = (n * cutouts.shrink for n in cutouts.textures[part].shape[2:])
             corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], float) + cutouts.origins[part, k]
@@ -139,7 +141,7 @@ def _bend(
     if part == SKIRT:
         x, y = np.meshgrid(gx, gy)
         weight, value = [], []
-        for i in (i for i in HIPS if np.isfinite(backs[i]).all()):
+        for i in HIPS:
             a, b = pose.bones[0, i, 0, :2], pose.bones[0, i, 1, :2]
             d = b - a
             s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)

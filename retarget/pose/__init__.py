@@ -116,8 +116,8 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
     from .. import video
 
     estimator = make_estimator(options)
-    name = cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
     info = video.probe(path)
+    name = cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
     full = (info.width, info.height)
     if (kept := cache.fetch(name)) is not None and kept.track.size == full:
         return kept

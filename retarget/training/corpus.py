@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from ..errors import InputError, NobodyFound, StorageError
 from ..folders import replaced
 from ..references import Gathered, working_size
 from ..skeleton import FACE_POINTS, HAND_POINTS, JOINTS
-from ..types import Array, Image, PoseTrack
+from ..types import Array, Image, PoseTrack, Silent
 
 if TYPE_CHECKING:
     from .prepare import PrepareOptions
@@ -76,12 +77,15 @@ def packed(path: Path, facts: Mapping[str, str], out: Path, options: PrepareOpti
     """One clip's entry; its file is made unless it is there."""
     target = out / f"{path.stem}.npz"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    made_with = {"side": options.side, "fps": options.fps, "quality": options.quality, "schema": SCHEMA}
+    made_with = options.deciding | {"schema": SCHEMA}
     if target.exists():
         meta = _meta(target)
         if meta is not None and meta["sha256"] == digest and meta["made_with"] == made_with:
             return _entry(meta, facts)
-    arrays, meta = pack(path, options)
+    if options.crop == "head":
+        arrays, meta = _head(path, options)
+    else:
+        arrays, meta = pack(path, options)
     meta |= {"clip": path.stem, "sha256": digest, "made_with": made_with}
     try:
         with replaced(target) as part, part.open("wb") as file:
@@ -117,6 +121,17 @@ def _entry(meta: Mapping[str, Any], facts: Mapping[str, str]) -> Entry:
         meta["clip"], facts["person"], facts["source"], facts["licence"], split, meta["frames"],
         (meta["size"][0], meta["size"][1]), meta["exact"], meta["sha256"],
     )  # fmt: skip
+
+
+def _head(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """`pack` of a square around the head."""
+    from .. import portraits
+
+    with tempfile.TemporaryDirectory(prefix="retarget-") as folder:
+        portrait = portraits.cropped(
+            [path], Path(folder), size=ESTIMATED_AT, person="largest", whole=True, progress=Silent()
+        )
+        return pack(portrait.paths[0], options)
 
 
 def pack(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

@@ -94,7 +94,7 @@ class FitState:
         self.fp32 = False
         self.caution = 1.0
         sizes = [2**n for n in range(max(1, options.batch).bit_length())]
-        self.memory = Ladder("fine-tuning", {f"the batch in {n} pieces": n for n in sizes})
+        self.memory = Ladder("learning", {f"the batch in {n} pieces": n for n in sizes})
         self.notes = self.memory.said
         self.best: list[Tensor] = []
         self.best_step = 0

@@ -78,7 +78,9 @@ def train_parser(packed: Corpus, run: Run, options: TrainOptions, compute: Compu
     figures: dict[str, float] = {}
     every = max(1, min(200, options.steps // 20))
     progress.stage("Training the parser", options.steps)
-    progress.advance(first)
+    if first:
+        progress.note(f"Going on at step {first} of {options.steps}.")
+        progress.advance(first)
     last: list[FitState] = []
 
     def batches() -> Iterator[Batch]:

@@ -39,6 +39,7 @@ class PrepareOptions:
              goes before everything else.
     val      share of the persons that is kept for validation, chosen by a hash of their name.
     workers  processes; 0: one per core.
+    crop     `head`: squares around the head (`portraits`), for models of heads; `none`: whole pictures.
     """
 
     side: int = 256
@@ -49,6 +50,13 @@ class PrepareOptions:
     table: str | None = None
     val: float = 0.1
     workers: int = 0
+    crop: str = "none"
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What the pictures depend on."""
+        cropped = {"crop": self.crop} if self.crop != "none" else {}
+        return {"side": self.side, "fps": self.fps, "quality": self.quality} | cropped
 
 
 def prepare(
@@ -96,7 +104,7 @@ def _packed(
     from ..device import enough_memory, no_memory
     from .corpus import INDEX, SCHEMA, entries_of, packed
 
-    made_with = {k: getattr(options, k) for k in ("side", "fps", "quality")}
+    made_with = options.deciding
     done: list[Entry] = []
     if (out / INDEX).exists():
         try:

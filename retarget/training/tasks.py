@@ -62,7 +62,7 @@ class TaskOptions:
     seed: int = 0
 
 
-RECENT: Final = 64
+RECENT: Final = 32
 """Tasks whose encoded persons are remembered where pairs are drawn one by one."""
 
 

@@ -3,7 +3,8 @@
     corpus ─ tasks ─┬─ pretrain: pairs of all persons, one after the other ─ weights
                     └─ meta: for each task, T steps of what `personalize` does; the weights move towards where they lead
 
-Both run through the one optimiser loop, `fit`, resume exactly, and go parallel under `torchrun`.
+Both run through the one optimiser loop, `fit`, resume exactly, and go parallel under `torchrun`. A third stage,
+`parsing`, trains no model, but a network that one of them is judged by (`training.parsing`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,19 @@ from torch import Tensor
 
 from retarget.errors import UsageError
 from retarget.models import MODELS, build
-from retarget.models.base import Batch, Frame, Objective, RetargetModel, stacked
+from retarget.models.base import (
+    Batch,
+    Frame,
+    Objective,
+    RetargetModel,
+    along,
+    beginning,
+    frame_count,
+    last,
+    rollout,
+    series,
+    stacked,
+)
 
 
 def test_the_interface_has_to_be_fulfilled():
@@ -118,6 +130,75 @@ def test_batches_of_batches_and_of_what_is_missing():
     assert torch.equal(alone.truth.rgb, batch(1).truth.rgb)
     vectors = stacked([torch.zeros(2, 4), torch.ones(1, 4)])
     assert vectors.tolist() == [[0] * 4, [0] * 4, [1] * 4]
+
+
+def test_what_there_is_less_of_is_filled_up_with_zeros():
+    """Persons of a batch need not have the same number of references."""
+
+    class Known(NamedTuple):
+        pictures: Tensor
+        there: Tensor
+
+    one, three = (Known(torch.full((1, k, 2, 4, 4), float(k)), torch.ones(1, k)) for k in (1, 3))
+    both = stacked([one, three])
+    assert both.pictures.shape == (2, 3, 2, 4, 4)
+    assert both.there.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert both.pictures[0, 0].unique().tolist() == [1]
+    assert both.pictures[0, 1:].abs().max() == 0
+    assert both.pictures[1].unique().tolist() == [3]
+
+
+# ------------------------------------------------------------------------------------------------ sequences
+
+
+class Counter(Plain):
+    """Adds the number of frames before to its condition."""
+
+    def forward(self, condition, identity, state):
+        count = state or 0
+        return Frame(condition.maps + count + identity, None, condition.maps), count + 1
+
+
+def test_sequences_have_a_time_axis():
+    items = [batch(n) for n in (1, 2, 3)]
+    conditions = series([item.condition for item in items])
+    assert conditions.maps.shape == (1, 3, 1, 2, 3)
+    assert (conditions.size, conditions.zoom) == ((4, 4), 0.5)
+    for t, item in enumerate(items):
+        assert torch.equal(along(conditions, t).maps, item.condition.maps)
+        assert along(conditions, t).people == conditions.people
+    assert along(conditions, slice(2)).maps.shape[1] == 2
+    truth = series([item.truth for item in items])
+    assert frame_count(truth) == 3
+    assert frame_count(items[0].truth) is None
+    assert torch.equal(last(truth).rgb, items[2].truth.rgb)
+    assert torch.equal(last(truth).matte, items[2].truth.matte)
+    assert last(items[0].truth) is items[0].truth
+    whole = Batch(conditions, items[0].identity, None, truth)
+    shorter = beginning(whole, 2)
+    assert shorter.condition.maps.shape[1] == frame_count(shorter.truth) == 2
+    assert shorter.identity is whole.identity
+    assert frame_count(beginning(whole, 1).truth) == 1
+    assert beginning(items[0], 1) is items[0]
+    assert series([None, None]) is None
+
+
+def test_a_rollout_hands_the_state_on():
+    items = [batch(n) for n in (1, 2, 3)]
+    model = Counter()
+    single = rollout(model, items[0].condition, 10.0, None, None)
+    assert torch.equal(single.rgb, items[0].condition.maps + 10)
+    assert torch.equal(rollout(model, items[0].condition, 10.0, 5, None).rgb, items[0].condition.maps + 15)
+    whole = rollout(model, series([item.condition for item in items]), 10.0, None, 3)
+    assert whole.matte is None
+    for t, item in enumerate(items):
+        assert torch.equal(whole.rgb[:, t], item.condition.maps + t + 10)
+        assert torch.equal(whole.extra[:, t], item.condition.maps)
+
+
+def test_models_learn_from_single_frames_unless_they_say_otherwise():
+    assert Plain().sequence == 1
+    assert Plain().length(0.0) == Plain().length(1.0) == 1
 
 
 # ------------------------------------------------------------------------------------------------ objectives, names

@@ -515,11 +515,11 @@ def test_a_varied_pair_is_a_pair(model, known, puppet):
     _, person, plate = pair.condition
     # A truth that the moved parts explain wholly.
     pair = pair._replace(truth=Frame(2 * (person[:, :3] + (1 - person[:, 3:]) * plate) - 1, person[:, 3:]))
-    before = [t.clone() for t in (*pair.condition, *pair.truth)]
+    before = [t.clone() for t in (*pair.condition, *pair.truth[:2])]
     mirrored, colours = set(), set()
     for seed in range(12):
         one, two = (model.varied(pair, generator(seed)) for _ in range(2))
-        assert all(map(torch.equal, (*one.condition, *one.truth), (*two.condition, *two.truth)))
+        assert all(map(torch.equal, (*one.condition, *one.truth[:2]), (*two.condition, *two.truth[:2])))
         person, plate = one.condition.person, one.condition.plate
         for t, low in ((one.condition.maps, 0), (person, 0), (plate, 0), (one.truth.matte, 0), (one.truth.rgb, -1)):
             assert t.min() >= low - 1e-5
@@ -536,7 +536,7 @@ def test_a_varied_pair_is_a_pair(model, known, puppet):
         colours.add(round(float(plate.sum()), 2))
     assert mirrored == {False, True}
     assert len(colours) == 12
-    assert all(map(torch.equal, before, (*pair.condition, *pair.truth)))  # what was given is left alone
+    assert all(map(torch.equal, before, (*pair.condition, *pair.truth[:2])))  # what was given is left alone
 
 
 @pytest.mark.parametrize("count", [1, 2])

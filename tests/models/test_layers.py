@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retarget.models.layers import GlobalGenerator, LocalEnhancer, UNet, fit_sides
+from retarget.models.layers import GlobalGenerator, LocalEnhancer, UNet, fit_sides, resized, within
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -79,8 +79,45 @@ def test_enhancer_and_coarse_generator_are_trained_jointly():
     assert coarse.paint[1].weight.grad is None  # its features are used, not its picture
 
 
+def test_enhancers_stand_around_enhancers():
+    torch.manual_seed(0)
+    coarse = GlobalGenerator(3, 0, width=8, downs=1, blocks=1)
+    net = LocalEnhancer(LocalEnhancer(coarse, 3, 0, blocks=1), 3, blocks=1)
+    assert [net.width, net.coarse.width, coarse.width] == [2, 4, 8]
+    assert [net.multiple, net.coarse.multiple, coarse.multiple] == [8, 4, 2]
+    picture = net(torch.randn(2, 3, 30, 21))
+    assert picture.shape == (2, 3, 30, 21)
+    picture.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())  # only the outermost paints
+
+
+def test_a_picture_smaller_than_the_deepest_level_is_continued():
+    torch.manual_seed(0)
+    net = GlobalGenerator(3, width=2, downs=4, blocks=1).train()
+    assert net(torch.randn(1, 3, 9, 12)).shape == (1, 3, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((100, 50), (100, 50)), ((300, 200), (192, 128)), ((129, 500), (128, 496))]
+)
+def test_within(size, small):
+    assert within(size, 128) == small
+
+
+def test_resized():
+    x = torch.randn(1, 2, 12, 9)
+    assert resized(x, (12, 9)) is x
+    torch.testing.assert_close(resized(x, (4, 3)), torch.nn.functional.avg_pool2d(x, 3))
+    assert resized(x, (5, 4)).shape == (1, 2, 5, 4)
+    flat = torch.full((1, 1, 7, 5), 0.25)
+    for size in ((3, 2), (20, 11)):
+        torch.testing.assert_close(resized(flat, size), torch.full((1, 1, *size), 0.25))
+
+
 def test_fit_sides():
     x = torch.arange(6.0).view(1, 1, 2, 3)
     assert fit_sides(x, 1) is x
+    assert fit_sides(x, 2, 6).shape == (1, 1, 6, 6)
+    assert fit_sides(x, 1, 3)[0, 0].tolist() == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
     padded = fit_sides(x, 4)[0, 0]
     assert padded.tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]

@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from retarget.errors import WeightsError
 from retarget.models.base import Frame
 from retarget.models.losses import (
+    PIX2PIXHD,
     VGG19,
     DanceObjective,
     LossWeights,
+    content_loss,
     feature_matching,
     gradient_loss,
     gradient_penalty,
+    lsgan_critic,
+    lsgan_generator,
     matte_loss,
     perceptual,
     pyramid_loss,
@@ -146,6 +150,26 @@ def vgg_weights() -> dict[str, torch.Tensor]:
     return weights
 
 
+def test_lsgan_by_hand():
+    real = [torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[0.0]]]])]
+    fake = [torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[-1.0]]]])]
+    assert lsgan_critic(real, fake) == pytest.approx(0.5 * ((0 + 4) / 2 + (4 + 0) / 2 + 1 + 1))
+    assert lsgan_generator(fake) == pytest.approx((1 + 1) / 2 + 4)
+
+
+def test_perceptual_layers_can_be_weighted():
+    real, fake = ([torch.full((1, 2, 4, 4), v)] * 5 for v in (1.0, 3.0))
+    assert perceptual(real, fake) == 10
+    assert perceptual(real, fake, PIX2PIXHD) == pytest.approx(2 * (1 + 1 / 4 + 1 / 8 + 1 / 16 + 1 / 32))
+
+
+def test_what_stands_in_for_perception_is_l1_and_the_pyramid():
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 1, 3, 16, 16)
+    torch.testing.assert_close(content_loss(x, y), (x - y).abs().mean() + pyramid_loss(x, y))
+    assert content_loss(x, x) == 0
+
+
 def test_vgg19():
     weights = vgg_weights()
     vgg = VGG19(weights | {"classifier.0.weight": torch.zeros(1), "features.30.bias": torch.zeros(512)})
@@ -157,6 +181,12 @@ def test_vgg19():
     first = F.conv2d(((x + 1) / 2 - mean) / std, weights["features.0.weight"], padding=1).relu()
     assert torch.allclose(taken[0], first, atol=1e-5)
     assert not any(p.requires_grad for p in vgg.parameters())
+    others = vgg(x, (1, 3, 6), average=True)
+    assert torch.equal(others[0], taken[0])
+    second = F.conv2d(taken[0], weights["features.2.weight"], padding=1).relu()
+    assert torch.allclose(others[1], second, atol=1e-5)
+    third = F.conv2d(F.avg_pool2d(second, 2), weights["features.5.weight"], padding=1).relu()
+    assert torch.allclose(others[2], third, atol=1e-5)
     with pytest.raises(WeightsError):
         VGG19({})
     with pytest.raises(WeightsError):

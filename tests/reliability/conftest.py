@@ -75,7 +75,9 @@ def untouched(tmp_path: Path) -> Iterator[None]:
     before = children()
     yield
     assert children() <= before
-    left = [p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part")) or p.name.startswith((".retarget", "out."))]
+    left = [
+        p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part")) or p.name.startswith((".retarget", "out."))
+    ]
     assert left == []
 
 

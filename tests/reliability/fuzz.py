@@ -236,6 +236,8 @@ def said(words: Sequence[str]) -> tuple[int, str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), watchdog(PATIENCE):
         code = cli.main([*words, "--json", "--quiet"])
+    if code in (130, 128 + signal.SIGTERM):  # we are to end: commands make sentences of it
+        raise KeyboardInterrupt
     lines = out.getvalue().splitlines()
     return code, lines[-1] if lines else ""
 

@@ -1,4 +1,4 @@
-"""`pytest --reliability-report docs/reliability.md`: what the tests marked `reliability(section, case, expected)` proved.
+"""`pytest --reliability-report docs/reliability.md`: what tests marked `reliability(section, case, expected)` proved.
 
 A test may carry several marks, and several tests one case. A run of some tests renews their rows and leaves the others
 as they are; rows of tests that are no more go.
@@ -68,42 +68,51 @@ class Report:
 
     def __init__(self, page: Path, root: Path) -> None:
         self.page, self.root = page, root
-        self.marks: dict[str, list[tuple[str, str, str]]] = {}
-        self.outcomes: dict[str, dict[str, tuple[str, str]]] = {}  # test → node id → (outcome, why skipped)
+        self.cases: dict[str, list[tuple[str, str, str]]] = {}  # node id → its marks
+        self.outcomes: dict[str, tuple[str, str]] = {}  # node id → outcome, why skipped
 
+    @pytest.hookimpl(tryfirst=True)  # before -k leaves any out
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            for mark in item.iter_markers("reliability"):
-                case = _case(*mark.args, **mark.kwargs)
-                told = self.marks.setdefault(item.nodeid.partition("[")[0], [])
-                if case not in told:
-                    told.append(case)
+            if marks := [_case(*mark.args, **mark.kwargs) for mark in item.iter_markers("reliability")]:
+                self.cases[item.nodeid] = marks
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test = report.nodeid.partition("[")[0]
-        if test not in self.marks or (report.when != "call" and report.passed):
+        if report.nodeid not in self.cases or (report.when != "call" and report.passed):
             return
         why = str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
-        known = self.outcomes.setdefault(test, {})
-        if known.get(report.nodeid, ("",))[0] != "failed":  # a teardown that passes does not mend a test
-            known[report.nodeid] = (report.outcome, why)
+        if self.outcomes.get(report.nodeid, ("",))[0] != "failed":
+            self.outcomes[report.nodeid] = (report.outcome, why)
 
     def pytest_sessionfinish(self) -> None:
         from retarget import __version__
 
-        when = f"{__version__}, {datetime.date.today().isoformat()}"
-        new = [
-            Row(*case, test, result, when)
-            for test, outcomes in self.outcomes.items()
-            for result in (_result(list(outcomes.values())),)
-            for case in self.marks[test]
-        ]
-        if not new:
+        # A case may be one parameter of a test, or all of them.
+        found: dict[tuple[str, str, str, str], list[tuple[str, str]]] = {}
+        for node, outcome in self.outcomes.items():
+            for case in self.cases[node]:
+                found.setdefault((*case, _test(node)), []).append(outcome)
+        if not found:
             return
+        when = f"{__version__}, {datetime.date.today().isoformat()}"
+        new = [Row(*place, _result(outcomes), when) for place, outcomes in found.items()]
+        renewed = {(row.section, row.case, row.test) for row in new}
+        known = {(*case[:2], _test(node)) for node, cases in self.cases.items() for case in cases}
+        seen = {test for _, _, test in known}
         old = read(self.page.read_text(encoding="utf-8")) if self.page.exists() else []
-        kept = [row for row in old if row.test not in self.outcomes and exists(row.test, self.root)]
+        kept = [
+            row
+            for row in old
+            for place in ((row.section, row.case, row.test),)
+            if place not in renewed and (place in known if row.test in seen else exists(row.test, self.root))
+        ]
         self.page.parent.mkdir(parents=True, exist_ok=True)
         self.page.write_text(write(kept + new), encoding="utf-8")
+
+
+def _test(node: str) -> str:
+    """A node id without parameters."""
+    return node.partition("[")[0]
 
 
 def _case(section: str, case: str, expected: str) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ def case(name: str, expected: str, *values: object) -> object:
     return pytest.param(*values, id=name, marks=pytest.mark.reliability(SECTION, name, expected))
 
 
-# ------------------------------------------------------------------------------------------------ files that are no videos
+# ------------------------------------------------------------------------------------------------ no videos
 
 
 @pytest.fixture
@@ -56,7 +56,9 @@ def broken(tmp_path: Path, files: dict[str, Path], make: Run) -> Callable[[str],
         elif what == "flipped":  # the index itself
             data = bytearray(good.read_bytes())
             for table in re.finditer(b"stsz", bytes(data)):
-                data[table.start() : table.start() + 20] = bytes(b ^ 0xFF for b in data[table.start() : table.start() + 20])
+                data[table.start() : table.start() + 20] = bytes(
+                    b ^ 0xFF for b in data[table.start() : table.start() + 20]
+                )
             path.write_bytes(data)
         elif what == "no frames":
             make("-f", "lavfi", "-i", "testsrc2=s=64x64", "-frames:v", 0, "-c:v", "libx264", path)
@@ -136,7 +138,18 @@ def test_frames_of_one_pixel(make: Run, retarget: Run, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("stand", "avatar", "untouched")
 @pytest.mark.reliability(SECTION, "frames of 8k (7680×4320)", "works")
 def test_frames_of_8k(files: dict[str, Path], make: Run, retarget: Run, tmp_path: Path) -> None:
-    make("-i", files[".mp4"], "-an", "-frames:v", 2, "-vf", "scale=7680:4320", "-preset", "ultrafast", tmp_path / "8k.mp4")
+    make(
+        "-i",
+        files[".mp4"],
+        "-an",
+        "-frames:v",
+        2,
+        "-vf",
+        "scale=7680:4320",
+        "-preset",
+        "ultrafast",
+        tmp_path / "8k.mp4",
+    )
     assert retarget("personalize", tmp_path / "8k.mp4", "-k", 2, "-t", 0, "--size", 64, *CPU).code == 0
     said = retarget("drive", "--source", tmp_path / "8k.mp4", "--out", tmp_path / "o.mp4", "--compare", *CPU)
     assert said.code == 0
@@ -318,7 +331,13 @@ def main_code(words: list[str]) -> int:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        case("unknown avatar", "one sentence with the known ones, exit 3", ("--avatar", "nobody"), 3, "no avatar called nobody"),
+        case(
+            "unknown avatar",
+            "one sentence with the known ones, exit 3",
+            ("--avatar", "nobody"),
+            3,
+            "no avatar called nobody",
+        ),
         case("avatar of a newer version", "one sentence, exit 3", ("--avatar", "newer"), 3, "made by a newer retarget"),
     ],
 )
@@ -345,11 +364,19 @@ def test_avatars_that_cannot_be(
     ],
 )
 def test_weights(
-    what: str, code: int, told: str, files: dict[str, Path], retarget: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    code: int,
+    told: str,
+    files: dict[str, Path],
+    retarget: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     init = tmp_path / "w.safetensors"
     if what in ("offline", "sha256"):
-        line = weights.entry("dance").__dict__ | ({"repo": "some/repo", "revision": "0" * 40} if what == "offline" else {})
+        line = weights.entry("dance").__dict__ | (
+            {"repo": "some/repo", "revision": "0" * 40} if what == "offline" else {}
+        )
         folder = tmp_path / "weights"
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps({"schema": 1, "weights": [line]}))
@@ -386,7 +413,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         folder = tmp_path / f"disk{len(mounted)}"
         folder.mkdir()
         how = ",".join((f"size={size}k", *options))
-        tried = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "none", str(folder)], capture_output=True, check=False)
+        tried = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", how, "none", str(folder)], capture_output=True, check=False
+        )
         if tried.returncode:
             pytest.skip("no file system may be mounted here")
         mounted.append(folder)
@@ -480,9 +509,19 @@ def test_outputs(what: str, code: int, files: dict[str, Path], retarget: Run, tm
 
 
 @pytest.mark.usefixtures("stand", "avatar", "untouched")
-@pytest.mark.parametrize("missing", [case("an encoder that is missing", "one sentence, exit 1", "encoder"), case("ffmpeg is missing", "one sentence, exit 1", "ffmpeg")])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        case("an encoder that is missing", "one sentence, exit 1", "encoder"),
+        case("ffmpeg is missing", "one sentence, exit 1", "ffmpeg"),
+    ],
+)
 def test_without_an_encoder(
-    missing: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    missing: str,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     true = video.ffmpeg()
     fake = tmp_path / "ffmpeg"
@@ -513,10 +552,12 @@ def test_without_an_encoder(
 @pytest.mark.reliability(SECTION, "names with spaces, unicode, quotes, %d, leading dashes, `..`, protocols", "work")
 @pytest.mark.parametrize(
     "name",
-    ["-dash.mp4", "two words.mp4", "ü 漢字 '\" & $(x).mp4", "50 %d %05d.mp4", "http:x.mp4", "concat:a|b.mp4", "a\nb.mp4",
-     "../up/v.mp4", "-i.mp4"],
+    ["-dash.mp4", "two words.mp4", "ü 漢字 '\" & $(x).mp4", "50 %d %05d.mp4", "http:x.mp4", "concat:a|b.mp4",
+     "a\nb.mp4", "../up/v.mp4", "-i.mp4"],
 )  # fmt: skip
-def test_names(name: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retarget: Run) -> None:
+def test_names(
+    name: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retarget: Run
+) -> None:
     here = tmp_path / "here"
     here.mkdir()
     (tmp_path / "up").mkdir()
@@ -578,7 +619,9 @@ def test_a_person_in_too_few_frames(small: list[Image], retarget: Run, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.reliability(SECTION, "a person who leaves and comes back", "works; says in which pictures nobody was found")
+@pytest.mark.reliability(
+    SECTION, "a person who leaves and comes back", "works; says in which pictures nobody was found"
+)
 def test_a_person_who_leaves(small: list[Image], retarget: Run, tmp_path: Path, avatar: Path) -> None:
     clip = film(tmp_path / "away.mp4", small[:5] + [room(small[0])] * 6 + small[5:10])
     said = retarget("personalize", clip, "-k", 3, *MAKE, "--name", "back")
@@ -591,7 +634,9 @@ def test_a_person_who_leaves(small: list[Image], retarget: Run, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.reliability(SECTION, "several people", "says whom it took and how to choose another; the choice is kept to")
+@pytest.mark.reliability(
+    SECTION, "several people", "says whom it took and how to choose another; the choice is kept to"
+)
 def test_several_people(small: list[Image], retarget: Run, tmp_path: Path) -> None:
     from conftest import EXAMPLES
 
@@ -675,5 +720,3 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert said.returncode == 3
     assert "is no video, or it is broken" in said.stderr
     assert "Traceback" not in said.stdout + said.stderr
-
-

@@ -10,6 +10,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,7 +32,7 @@ CPU = ("--device", "cpu")
 PACKAGE = Path(video.__file__).parent
 
 
-# ------------------------------------------------------------------------------------------------ files that point elsewhere
+# ------------------------------------------------------------------------------------------------ files pointing else
 
 
 class Elsewhere:
@@ -95,17 +96,20 @@ def with_reference(good: bytes, target: str) -> bytes:
 
 
 PLAYLISTS: dict[str, Callable[[str, str], str]] = {
-    "list.m3u8": lambda url, file: f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}/a.ts\n#EXTINF:1,\n{file}\n#EXT-X-ENDLIST\n",
+    "list.m3u8": lambda url, file: f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}/a.ts\n"
+    f"#EXTINF:1,\n{file}\n#EXT-X-ENDLIST\n",
     "hls.mp4": lambda url, file: f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}/a.ts\n#EXTINF:1,\nfile://{file}\n#EXT-X-ENDLIST\n",
     "list.ffconcat": lambda url, file: f"ffconcat version 1.0\nfile '{file}'\nfile '{url}/a.mp4'\n",
     "concat.mp4": lambda url, file: f"ffconcat version 1.0\nfile '{file}'\n",
-    "dash.mpd": lambda url, file: '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+    "dash.mpd": lambda url, file: '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    "<Period>"
     f'<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{url}/a.mp4</BaseURL>'
     "</Representation></AdaptationSet></Period></MPD>",
     "session.sdp": lambda url, file: "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
     "m=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
     "drawing.mp4": lambda url, file: f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    f'<image xlink:href="{url}/a.png" width="9" height="9"/><image xlink:href="file://{file}" width="9" height="9"/></svg>',
+    f'<image xlink:href="{url}/a.png" width="9" height="9"/>'
+    f'<image xlink:href="file://{file}" width="9" height="9"/></svg>',
     "imf.xml": lambda url, file: '<?xml version="1.0"?><CompositionPlaylist xmlns="http://www.smpte-ra.org/schemas/2067-3/2016">'
     f"<Id>{url}</Id></CompositionPlaylist>",
     "link.mp4": lambda url, file: f"{url}/a.mp4\n",
@@ -115,7 +119,9 @@ PLAYLISTS: dict[str, Callable[[str, str], str]] = {
 
 
 @pytest.mark.usefixtures("stand", "avatar", "untouched")
-@pytest.mark.reliability(SECTION, "playlists and addresses in disguise (m3u8, ffconcat, mpd, sdp, svg, …)", "exit 3, open nothing")
+@pytest.mark.reliability(
+    SECTION, "playlists and addresses in disguise (m3u8, ffconcat, mpd, sdp, svg, …)", "exit 3, open nothing"
+)
 @pytest.mark.parametrize("name", PLAYLISTS)
 def test_playlists(name: str, elsewhere: Elsewhere, retarget: Run, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -132,7 +138,9 @@ def test_playlists(name: str, elsewhere: Elsewhere, retarget: Run, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("stand", "avatar", "untouched")
-@pytest.mark.reliability(SECTION, "an MP4 whose media data are in another file or on a server (dref)", "opens nothing else")
+@pytest.mark.reliability(
+    SECTION, "an MP4 whose media data are in another file or on a server (dref)", "opens nothing else"
+)
 def test_external_media_data(elsewhere: Elsewhere, files: dict[str, Path], retarget: Run, tmp_path: Path) -> None:
     good = files[".mp4"].read_bytes()
     for target in (f"{elsewhere.url}/a.mp4", f"file://{elsewhere.secret}", str(elsewhere.secret), "secret.mp4"):
@@ -158,25 +166,27 @@ def test_linked_segments(elsewhere: Elsewhere, files: dict[str, Path], make: Run
     chapter = ebml("b6", ebml("73c4", b"\1"), ebml("91", b"\0"), ebml("6e67", uid), ebml("80", ebml("85", b"x")))
     chapters = ebml("1043a770", ebml("45b9", ebml("45dd", b"\1"), chapter))  # an edition with ordered chapters
     at = data.index(bytes.fromhex("1549a966"))  # before the segment's info
-    size = int.from_bytes(data[at + 4 : at + 12], "big") & (1 << 56) - 1
-    assert data[at + 4] == 1  # a size of eight bytes, as ffmpeg writes it
+    wide = 9 - data[at + 4].bit_length()  # bytes of the size
+    size = int.from_bytes(data[at + 4 : at + 4 + wide], "big") & (1 << 7 * wide) - 1
+    begin, end = at + 4 + wide, at + 4 + wide + size
     after = str(elsewhere.secret).encode()
-    info = ebml("1549a966", data[at + 12 : at + 12 + size], ebml("3eb923", uid), ebml("3e83bb", after), ebml("3c83ab", after))
+    info = ebml("1549a966", data[begin:end], ebml("3eb923", uid), ebml("3e83bb", after), ebml("3c83ab", after))
     segment = data.index(bytes.fromhex("18538067"))
     unknown = data[: segment + 4] + b"\1" + b"\xff" * 7
     path = tmp_path / "linked.mkv"
-    path.write_bytes(unknown + info + chapters + data[at + 12 + size :])
-    try:
-        with open_reader(path) as frames:
-            assert len(list(frames)) <= probe(files[".mp4"]).frames
-    except InputError as error:
-        assert error.remedy
+    path.write_bytes(unknown + info + chapters + data[end:])
+    with suppress(InputError), open_reader(path) as frames:
+        assert len(list(frames)) <= probe(files[".mp4"]).frames
     assert not elsewhere.touched()
 
 
 @pytest.mark.usefixtures("stand", "avatar", "untouched")
-@pytest.mark.reliability(SECTION, "names that mean something to ffmpeg (%d.png, concat:, http:, pipe:, -vf)", "are names of files")
-@pytest.mark.parametrize("name", ["%d.png", "frame%03d.jpg", "concat:1.png|2.png", "http:", "pipe:0", "-vf", "subfile,,x", "cache:x"])
+@pytest.mark.reliability(
+    SECTION, "names that mean something to ffmpeg (%d.png, concat:, http:, pipe:, -vf)", "are names of files"
+)
+@pytest.mark.parametrize(
+    "name", ["%d.png", "frame%03d.jpg", "concat:1.png|2.png", "http:", "pipe:0", "-vf", "subfile,,x", "cache:x"]
+)
 def test_names_that_mean_something(
     name: str, files: dict[str, Path], tmp_path: Path, retarget: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,14 +196,25 @@ def test_names_that_mean_something(
         shutil.copy(files[".jpg"], f"frame{number:03d}.jpg")
     said = retarget("drive", "--source", name, "--out", "out.mp4", *CPU)
     assert said.code == 3  # there is none of that name
-    Path(name).write_bytes(files[".mp4"].read_bytes())
-    assert probe(name).frames == probe(files[".mp4"]).frames
+    if "%" in name:  # ffmpeg would take a video of that name for a pattern, and is kept from it
+        Path(name).write_bytes(files[".mp4"].read_bytes())
+        with pytest.raises(InputError):
+            probe(name)
+        shutil.copy(files[Path(name).suffix], name)
+        assert read_image(name).shape == read_image(files[Path(name).suffix]).shape
+    else:
+        Path(name).write_bytes(files[".mp4"].read_bytes())
+        assert probe(name).frames == probe(files[".mp4"]).frames
     assert retarget("personalize", "-k", 1, "-t", 0, "--size", 64, *CPU, "--", name).code == 0
 
 
 @pytest.mark.usefixtures("stand", "avatar")
-@pytest.mark.reliability(SECTION, "what a user names, on ffmpeg's command line", "only behind `file:`, never as an option")
-def test_what_ffmpeg_is_told(files: dict[str, Path], tmp_path: Path, retarget: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.reliability(
+    SECTION, "what a user names, on ffmpeg's command line", "only behind `file:`, never as an option"
+)
+def test_what_ffmpeg_is_told(
+    files: dict[str, Path], tmp_path: Path, retarget: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import subprocess
 
     commands: list[list[str]] = []
@@ -243,7 +264,9 @@ def repacked(good: Path, out: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.reliability(SECTION, "`avatars import` of an archive that leads out of its folder", "exit 3, writes nothing")
+@pytest.mark.reliability(
+    SECTION, "`avatars import` of an archive that leads out of its folder", "exit 3, writes nothing"
+)
 @pytest.mark.parametrize(
     "name", ["../../evil", "/tmp/evil-retarget", "..\\evil", "avatar.json/../../evil", "a/../../../evil", "evil.pkl"]
 )
@@ -278,12 +301,12 @@ def test_a_bomb(packed: Path, tmp_path: Path, retarget: Run) -> None:
             if name != "references.safetensors":
                 archive.writestr(name, data)
         with archive.open("references.safetensors", "w") as member:
-            for _ in range(100):
+            for _ in range(200):
                 member.write(bytes(1 << 20))
-    assert (tmp_path / "bomb.zip").stat().st_size < 1 << 20
+    assert (tmp_path / "bomb.zip").stat().st_size < 3 << 20
     said = retarget("avatars", "import", tmp_path / "bomb.zip")
     assert said.code == 3
-    assert "unpacks to 10" in said.error["message"]
+    assert "unpacks to 20" in said.error["message"]
     assert avatar_names() == []
 
 
@@ -291,9 +314,9 @@ def test_a_bomb(packed: Path, tmp_path: Path, retarget: Run) -> None:
 @pytest.mark.reliability(SECTION, "`avatars import` packed in an unusual way (LZMA, BZIP2)", "exit 3")
 @pytest.mark.parametrize("way", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_other_ways_of_packing(way: int, packed: Path, tmp_path: Path, retarget: Run) -> None:
-    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(tmp_path / "x.zip", "w", way) as out:
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(tmp_path / "x.zip", "w") as out:
         for name in archive.namelist():
-            out.writestr(name, archive.read(name))
+            out.writestr(name, archive.read(name), way if name == "avatar.json" else zipfile.ZIP_STORED)
     said = retarget("avatars", "import", tmp_path / "x.zip")
     assert said.code == 3
     assert "packed in an unknown way" in said.error["message"]
@@ -310,7 +333,9 @@ def test_an_import_that_does_not_fit(packed: Path, retarget: Run, monkeypatch: p
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.reliability(SECTION, "an avatar that links to a file elsewhere", "nothing but tensors is ever read from it")
+@pytest.mark.reliability(
+    SECTION, "an avatar that links to a file elsewhere", "nothing but tensors is ever read from it"
+)
 def test_an_avatar_of_links(avatar: Path, tmp_path: Path, retarget: Run, files: dict[str, Path]) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the secret")
@@ -362,8 +387,12 @@ def poison(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.usefixtures("stand", "avatar")
-@pytest.mark.reliability(SECTION, "poisoned .npz, .safetensors, avatars, weights, corpus", "refused; nothing in them runs")
-def test_poison(poison: Callable[[str], Path], retarget: Run, tmp_path: Path, files: dict[str, Path], avatar: Path) -> None:
+@pytest.mark.reliability(
+    SECTION, "poisoned .npz, .safetensors, avatars, weights, corpus", "refused; nothing in them runs"
+)
+def test_poison(
+    poison: Callable[[str], Path], retarget: Run, tmp_path: Path, files: dict[str, Path], avatar: Path
+) -> None:
     said = retarget("drive", "--source", poison("motion.npz"), "--out", tmp_path / "out.mp4", *CPU)
     assert said.code == 3
     with pytest.raises(InputError):
@@ -382,7 +411,9 @@ def test_poison(poison: Callable[[str], Path], retarget: Run, tmp_path: Path, fi
         kept["frames"]
 
 
-@pytest.mark.reliability(SECTION, "poisoned .pth of LPIPS or FID in torch's folder of downloads", "left out; nothing in it runs")
+@pytest.mark.reliability(
+    SECTION, "poisoned .pth of LPIPS or FID in torch's folder of downloads", "left out; nothing in it runs"
+)
 @pytest.mark.parametrize("never", ["", "1"])
 def test_poisoned_weights_of_the_figures(
     never: str, poison: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -427,7 +458,14 @@ def test_no_pickle_in_the_source() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
-                assert not {n.split(".")[0] for n in names} & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+                assert not {n.split(".")[0] for n in names} & {
+                    "pickle",
+                    "dill",
+                    "cloudpickle",
+                    "joblib",
+                    "shelve",
+                    "marshal",
+                }
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 options = {k.arg: ast.unparse(k.value) for k in node.keywords}

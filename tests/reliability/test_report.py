@@ -25,6 +25,13 @@ def test_two():
 def test_gpu():
     pytest.skip("needs a GPU")
 
+@pytest.mark.parametrize("n", [
+    pytest.param(0, marks=pytest.mark.reliability("1. Resume", "zero", "nothing")),
+    pytest.param(1, marks=pytest.mark.reliability("1. Resume", "one", "something")),
+])
+def test_each(n):
+    assert n == 0
+
 def test_unmarked():
     pass
 """
@@ -45,11 +52,14 @@ def test_what_was_proved(pytester: pytest.Pytester) -> None:
     rows = run(pytester)
     assert results(rows) == {
         ("1. Resume", "killed | at once"): "passed (2 of 3, 1 skipped: no ffmpeg)",
+        ("1. Resume", "one"): "**failed** 1 of 1",
+        ("1. Resume", "zero"): "passed",
         ("2. Bad input", "empty file"): "passed",
         ("5. Out of memory", "on a GPU"): "skipped: needs a GPU",
         ("9. Exit codes", "empty file"): "passed",
     }
-    assert [row.test for row in rows] == ["test_it.py::" + n for n in ("test_many", "test_two", "test_gpu", "test_two")]
+    names = ("test_many", "test_each", "test_each", "test_two", "test_gpu", "test_two")
+    assert [row.test for row in rows] == [f"test_it.py::{name}" for name in names]
     assert read(write(rows)) == rows
 
 
@@ -62,8 +72,19 @@ def test_a_subset_renews_its_own_rows_only(pytester: pytest.Pytester) -> None:
     assert after["2. Bad input", "empty file"] == after["9. Exit codes", "empty file"] == "**failed** 1 of 1"
 
 
+def test_rows_of_cases_that_are_gone_go(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS.format(good=True))
+    run(pytester)
+    pytester.makepyfile(test_it=TESTS.format(good=True).replace("killed | at once", "killed"))
+    told = results(run(pytester, "-k", "two"))
+    assert ("1. Resume", "killed | at once") not in told
+    assert ("1. Resume", "one") in told
+
+
 def test_rows_of_tests_that_are_gone_go(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS.format(good=True))
     run(pytester)
     pytester.makepyfile(test_it=TESTS.format(good=True).replace("test_many", "test_some"))
-    assert {row.test for row in run(pytester, "-k", "two")} == {"test_it.py::test_two", "test_it.py::test_gpu"}
+    assert {row.test for row in run(pytester, "-k", "two")} == {
+        f"test_it.py::{name}" for name in ("test_two", "test_gpu", "test_each")
+    }

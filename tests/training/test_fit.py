@@ -291,7 +291,9 @@ class Overflowing(Linear):
         return (Frame(frame.rgb * torch.inf) if low and len(self.dtypes) == 3 else frame), state
 
 
-@pytest.mark.reliability("5. Out of memory and NaN", "a step in bf16 is not finite", "the same step again in fp32, said")
+@pytest.mark.reliability(
+    "5. Out of memory and NaN", "a step in bf16 is not finite", "the same step again in fp32, said"
+)
 def test_reduced_precision_goes_on_in_fp32():
     model, seen = Overflowing(), []
     result = run(
@@ -355,7 +357,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_pieces(count, error):
     result = run(model, other, on_step=lambda n, f: less_figures.append(f))
     pieces = 4 if count == 1 else 2
     assert model.seen == ([4, 2] if count == 1 else [4]) + [4 // pieces] * pieces * 20
-    said = [f"Memory ran out while fine-tuning: going on with the batch in {n} pieces." for n in (2, 4)]
+    said = [f"Memory ran out while learning: going on with the batch in {n} pieces." for n in (2, 4)]
     assert list(result.notes) == said[: pieces // 2]
     # Gradients are added up: the same steps but for rounding.
     for a, b in ((whole, model), (game, other)):
@@ -368,7 +370,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_pieces(count, error):
 def test_not_even_one_pair_fits():
     model = memory_for(0)
     before = weights(model)
-    with pytest.raises(OutOfMemory, match="Memory ran out while fine-tuning"):
+    with pytest.raises(OutOfMemory, match="Memory ran out while learning"):
         run(model)
     assert model.seen == [4, 2, 1, 1]
     assert same(before, weights(model))
@@ -482,6 +484,18 @@ def test_several_in_a_row_stop_with_the_best_so_far():
     assert result.notes[-1] == "Stopped at step 11 of 20: no step was finite any more."
     assert len(result.notes) == 5
     assert same(seen[4], weights(model))
+
+
+def test_what_stopped_stays_stopped_when_it_is_resumed():
+    model, states = Linear(), []
+    how = {"patience": 4, "validate": lambda: 1.0}
+    first = run(model, source=poisoned(set(range(8, 99))), checkpoint=lambda s: states.append(s.state_dict()), **how)
+    assert states[-1]["step"] == first.steps == 11
+    again = Linear()
+    result = run(again, source=iter(()), resume=states[-1], **how)
+    assert (result.steps, result.best_step) == (11, 0)
+    assert result.notes == first.notes
+    assert same(weights(again), weights(model))
 
 
 def test_the_critics_take_turns():

@@ -326,6 +326,22 @@ def test_only_what_is_missing_is_drawn(tasks, drawn, at_once, counting):
     assert len(drawn["known"]) == 2
 
 
+@pytest.mark.reliability("1. Resume", "a drawn task is damaged", "drawn again")
+def test_what_is_damaged_is_drawn_again(tasks, drawn, at_once, counting):
+    made = tasks(META)
+    made.fill(Silent())
+    whole = [made[n] for n in range(len(made))]
+    for path, damage in zip(sorted(made.folder.iterdir()), (b"", b"no numbers"), strict=False):
+        path.write_bytes(damage or path.read_bytes()[:-7])
+    drawn["known"].clear()
+    seen = counting()
+    made.fill(seen)
+    assert (seen.total, seen.done) == (2, 2)
+    assert len(drawn["known"]) == 2
+    assert all(same(made[n], whole[n]) for n in range(len(made)))
+    assert [p for p in made.folder.iterdir() if p.suffix != ".safetensors"] == []
+
+
 def test_a_damaged_clip_ends_it_with_a_sentence(film, tmp_path, at_once):
     prepare([film.shoot(tmp_path, "x_a")], tmp_path / "corpus", PrepareOptions(side=64, fps=5, val=0))
     (tmp_path / "corpus" / "x_a.npz").write_bytes(b"no numbers")

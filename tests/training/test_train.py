@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from retarget import device, weights
-from retarget.errors import InputError, StorageError, UsageError, WeightsError
+from retarget.errors import InputError, OutOfMemory, StorageError, UsageError, WeightsError
 from retarget.lessons import adapt
 from retarget.models import build
 from retarget.models.losses import DanceObjective, LossWeights
@@ -313,6 +313,34 @@ def test_restarting_forgets(corpus_folder, tmp_path, options):
     assert same(kept(out), kept(tmp_path / "fresh"))
     assert losses(out) == losses(tmp_path / "fresh")
     train(corpus_folder, out, options)  # and goes on as usual
+
+
+@pytest.mark.reliability("1. Resume", "train --restart killed while it forgets", "what it forgets is never mixed in")
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_killed_while_it_forgets_nothing_is_mixed(corpus_folder, tmp_path, monkeypatch, count):
+    out, other = tmp_path / "run", replace(TINY, steps=2, seed=3)
+    train(corpus_folder, out, replace(TINY, steps=2))
+    unlink, left = Path.unlink, [count]
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == out and left[0] == 0:
+            raise Interrupted
+        left[0] -= path.parent == out
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Interrupted):
+            train(corpus_folder, out, other, restart=True)
+    if count < 3:  # the options are still there
+        with pytest.raises(UsageError, match=r"other options \(seed\)"):
+            train(corpus_folder, out, other)
+        train(corpus_folder, out, other, restart=True)
+    else:
+        train(corpus_folder, out, other)
+    train(corpus_folder, tmp_path / "fresh", other)
+    assert same(kept(out), kept(tmp_path / "fresh"))
+    assert losses(out) == losses(tmp_path / "fresh")
 
 
 def test_a_damaged_run_is_told(corpus_folder, tmp_path):
@@ -637,3 +665,50 @@ if __name__ == "__main__":
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ out of memory
+
+
+def memory_for(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps have memory for so many pairs at once."""
+    model = type(build("dance", SMALL))
+    real = model.forward
+
+    def forward(self, condition, identity, state):
+        if self.training and len(condition.person) > count:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, condition, identity, state)
+
+    monkeypatch.setattr(model, "forward", forward)
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "train: inner and outer steps", "smaller batches; said, logged")
+@STAGES
+def test_training_with_little_memory(corpus_folder, tmp_path, monkeypatch, options):
+    said = "Memory ran out while learning: going on with the batch in 2 pieces."
+    train(corpus_folder, tmp_path / "whole", options)
+    memory_for(1, monkeypatch)
+    listener = Listener()
+    done = train(corpus_folder, tmp_path / "run", options, progress=listener)
+    assert done.finished
+    assert listener.warnings == [said]
+    assert said in [note for line in log(tmp_path / "run") for note in line.get("notes", [])]
+    # The same but for rounding, of which Adam makes much where a gradient is next to nothing.
+    ends = ({k: t.float() for k, t in kept(tmp_path / name).items()} for name in ("run", "whole"))
+    far = torch.cat([(x - y).abs().flatten() for x, y in zip(*(e.values() for e in ends), strict=True)])
+    assert far.mean() < 5e-4
+    assert far.max() < 0.02
+    # Whoever is already there adds nothing.
+    lines = log(tmp_path / "run")
+    train(corpus_folder, tmp_path / "run", options)
+    assert log(tmp_path / "run") == lines
+
+
+@pytest.mark.reliability("5. Out of memory and NaN", "train: not one pair fits", "OutOfMemory with a remedy")
+@STAGES
+def test_training_without_memory(corpus_folder, tmp_path, monkeypatch, options):
+    memory_for(0, monkeypatch)
+    with pytest.raises(OutOfMemory, match="Memory ran out while learning") as error:
+        train(corpus_folder, tmp_path / "run", options)
+    assert error.value.exit_code == 5
