@@ -205,17 +205,19 @@ def movement(
     """
     from .faces import Talk
     from .motion import Movement, body_of
-    from .pose import PoseOptions, estimated
+    from .pose import Motion, PoseOptions, estimated
     from .references import stored_track
 
-    motion = estimated(
-        source, PoseOptions(person=options.person), start=options.start, end=options.end, progress=progress
-    )
+    def motion() -> Motion:
+        who = PoseOptions(person=options.person)
+        return estimated(source, who, start=options.start, end=options.end, progress=progress)
+
+    # Nobody but the movement holds the motion: it is let go once what follows from it is known.
     if subject == "head" and options.align == "auto":
-        driver = Movement(motion, smoothness=options.smooth, body=None, size=motion.track.size, progress=progress)
+        driver = Movement(motion(), smoothness=options.smooth, body=None, size=None, progress=progress)
         return Talk(driver, stored_track(stored, "track"), avatar.size)
     body = body_of(stored_track(stored, "track")) if options.align == "auto" else None
-    return Movement(motion, smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
+    return Movement(motion(), smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 
 
 def render(

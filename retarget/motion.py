@@ -843,7 +843,7 @@ class Movement:
     The same as `fit` or `scale_to` of `smooth` of `fill_gaps`, but for what is held in memory: face meshes, most of the
     bytes, are made for `WINDOW` pictures at a time, from the raw ones around these.
 
-    size  (width, height) of the avatar's picture.
+    size  (width, height) of the picture that it is brought into.
     fps   pictures per second.
     """
 
@@ -853,15 +853,16 @@ class Movement:
         *,
         smoothness: float,
         body: Body | None,
-        size: tuple[int, int],
+        size: tuple[int, int] | None,
         progress: Progress | None = None,
     ) -> None:
         """
         Args:
             smoothness: strength of `smooth`.
             body: the avatar's, see `fit`; None: `scale_to`.
+            size: (width, height) of the avatar's picture; None: the driver's.
         """
-        self.size, self.fps = size, motion.track.fps
+        self.size, self.fps = size or motion.track.size, motion.track.fps
         self._faces, self._strength = motion.faces, smoothness if len(motion) > 1 else 0.0
         self._most = int(LONGEST * self.fps)
         filled = fill_gaps(motion.track)
@@ -873,7 +874,7 @@ class Movement:
         del motion, filled  # as much again as is needed from here on
         self._fitted: Callable[[slice], Array] | None = None
         if body is not None:
-            body = body if body.size == size else body.scaled(size)
+            body = body if body.size == self.size else body.scaled(self.size)
             meshes = [_Meshes.of(self._driver(rows), body.face) for rows in _blocks(len(self), WINDOW)]
             joined = _Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
             self._track, self._fitted = _fitted(self._track, joined, body, progress or Silent())

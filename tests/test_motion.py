@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from retarget import motion
-from retarget.motion import BONE, SEGMENTS, body_of, fill_gaps, fit, scale_to, smooth
+from retarget.motion import BONE, SEGMENTS, Movement, body_of, fill_gaps, fit, scale_to, smooth
+from retarget.pose import Motion
+from retarget.pose.cache import packed
 from retarget.skeleton import JOINTS, MIRROR, J
 from retarget.types import PoseTrack, Silent
 
@@ -570,3 +572,60 @@ def test_another_aspect_is_kept_whole_and_centred() -> None:
 def test_there_is_a_length_per_segment() -> None:
     assert list(BONE) == list(SEGMENTS)
     assert len(body_of(dancer(4)).lengths) == len(SEGMENTS)
+
+
+# ------------------------------------------------------------------------------------------------------ a long movement
+
+
+def long_motion(count: int) -> Motion:
+    """A dancer with gaps in face and hands, short and long, some of them where windows meet."""
+    track = dancer(count)
+    face, hands = track.face.copy(), track.hands.copy()
+    for first, length in ((3, 4), (25, 14), (60, 3), (100, 9), (count - 5, 5)):
+        face[first : first + length] = np.nan
+        hands[first + 1 : first + length, 0] = np.nan
+    return Motion.of(packed(replace(track, face=face, hands=hands)).__getitem__)
+
+
+@pytest.mark.parametrize("window", [1, 7, 32, 1000])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_movement_is_what_the_steps_one_by_one_give(
+    monkeypatch: pytest.MonkeyPatch, window: int, strength: float, aligned: bool
+) -> None:
+    known, size = long_motion(130), (320, 360)
+    calm = smooth(fill_gaps(known.whole()), strength)
+    body = body_of(dancer(40)) if aligned else None
+    wanted = scale_to(calm, size) if body is None else fit(calm, body, size=size)
+    monkeypatch.setattr(motion, "WINDOW", window)
+    found = Movement(known, smoothness=strength, body=body, size=size)
+    assert (len(found), found.size, found.fps) == (130, size, known.track.fps)
+    for rows in ([0], [31], range(5, 9), range(130)):
+        part = found.select(rows)
+        for name in ("body", "face", "hands"):
+            np.testing.assert_allclose(getattr(part, name), getattr(wanted, name)[list(rows)], atol=2e-4)
+    assert np.isnan(calm.face).any()
+
+
+def test_face_meshes_are_read_around_what_is_asked_for() -> None:
+    """Four seconds, after which nothing is remembered, and a gap's length before and behind; not more."""
+    known = long_motion(2000)
+    read: list[tuple[int, int]] = []
+
+    class Watched:
+        def __call__(self, first: int, last: int) -> np.ndarray:
+            read.append((first, last))
+            return known.faces(first, last)
+
+    watched = Motion(known.track, Watched())  # type: ignore[arg-type]
+    found = Movement(watched, smoothness=0.3, body=None, size=(320, 360))
+    assert read == []
+    part = found.select([1000])
+    around = 4 * float(known.track.fps) + 0.5 * float(known.track.fps) + 2
+    ((first, last),) = read
+    assert 768 - around <= first <= 768
+    assert 1024 <= last <= 1024 + around
+    wanted = scale_to(smooth(fill_gaps(known.whole()), 0.3), (320, 360))
+    np.testing.assert_allclose(part.face, wanted.face[1000:1001], atol=1e-4)
+    found.select([1001])
+    assert len(read) == 1

@@ -19,9 +19,10 @@ Where it departs from the paper:
 * the joints are the paper's fourteen, made of BlazePose's;
 * a limb of which a joint was not found is not there; no limb grows or shrinks more than fourfold;
 * unless `whole`, the nets are given what the product knows: the scene is the plate and there is no scene U-Net; the
-  segmentation begins with the reference's matte; the person and the matte begin with the moved limbs, which the person
-  U-Net corrects, instead of from nothing. A network that has learned nothing shows the moved limbs on the plate. With
-  `whole` (the preset `paper`) everything is painted, as in the paper, as long as nobody asks for another scene.
+  segmentation begins with the reference's matte, divided among the limbs; the person and the matte begin with the moved
+  limbs, which the person U-Net corrects, instead of from nothing. A network that has learned nothing shows the moved
+  limbs on the plate. With `whole` (the preset `paper`) everything is painted, as in the paper, as long as nobody asks
+  for another scene.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ LARGEST = 4.0
 """The most that a limb grows or shrinks."""
 STICKY = 0.01
 """By how many metres, on the average over the joints, another reference has to be nearer before it takes over."""
+SHARP = 6.0
+"""How much sharper the limbs' priors divide a person whose matte is known: they are wide, to hold clothes, and the
+torso's reaches over the head."""
 TINY = 1e-10
 """What the paper adds to a prior before its logarithm."""
 GAN = 0.1
@@ -294,7 +298,7 @@ class Posewarp(RetargetModel):
         else:
             # The reference's matte says what the person is, the prior only which limb.
             log_matte, log_scene = matte.clamp_min(1e-3).log(), (1 - matte).clamp_min(1e-3).log()
-            logits = torch.cat([log_scene, log_matte + log.log_softmax(1)], 1)
+            logits = torch.cat([log_scene, log_matte + (SHARP * log).log_softmax(1)], 1)
         change = self.masks(self.segmentation(2 * rgb - 1, pair.known))
         return (logits + change.float()).softmax(1)
 

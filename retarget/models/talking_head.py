@@ -399,7 +399,8 @@ class TalkingHead(RetargetModel):
         size = (condition.maps.shape[2], condition.maps.shape[3])
         count = len(condition.maps)
         plate = _resized(identity.plate, size)
-        person = (x.expand(count, *x.shape[1:]) for x in (identity.known, identity.shots, plate, identity.video))
+        # Each pair has its own: they are written to files.
+        person = (x.expand(count, *x.shape[1:]).clone() for x in (identity.known, identity.shots, plate, identity.video))
         assert truth.matte is not None
         seen = Frame(_resized(truth.rgb, size), _resized(truth.matte, size))
         return HeadPair(condition.maps, *person), None, seen

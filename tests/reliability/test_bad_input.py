@@ -284,7 +284,7 @@ AVATARS: dict[str, Callable[[Path], object]] = {
     "an infinite size": lambda p: (p / "avatar.json").write_text(
         (p / "avatar.json").read_text().replace('"size": [', '"size": [Infinity, ').replace("Infinity, \n", "1e999,\n")
     ),
-    "a size that is not its pictures'": lambda p: changed(p / "avatar.json", size=[16000, 16000]),
+    "a size that is not its pictures'": lambda p: changed(p / "avatar.json", size=[320, 320]),
     "an id with a line break": lambda p: changed(p / "avatar.json", id="0" * 31 + "\n"),
     "a network that would take all memory": lambda p: changed(p / "avatar.json", config={"width": 10**6}),
     "a model that is unknown": lambda p: changed(p / "avatar.json", model="future"),

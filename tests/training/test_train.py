@@ -437,7 +437,6 @@ def test_a_network_grows_out_of_a_smaller_one(tmp_path):
         load(path, replace(TINY, model="dance-paper"), build("dance-paper", small | {"width": 8}), objective)
 
 
-
 # ------------------------------------------------------------------------------------------------ Reptile
 
 

@@ -1,0 +1,173 @@
+"""Squares around heads, and what `personalize` and `drive` make of them."""
+
+from __future__ import annotations
+
+import importlib
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from retarget import drive, personalize, portraits
+from retarget.errors import NobodyFound, UsageError
+from retarget.models import MODELS
+from retarget.personalize import PersonalizeOptions, gather
+from retarget.references import arrays, check_stored
+from retarget.types import Silent
+from retarget.video import open_reader, open_writer, probe
+
+HEADS = Path(__file__).parent.parent.parent / "shared/clips/heads"
+real = pytest.mark.skipif(not (HEADS / "h16.mp4").exists(), reason="the real clips are not on this machine")
+TINY = {"side": 32, "width": 4, "widest": 8, "embedding": 6, "downs": 2, "blocks": 1, "halvings": 3, "videos": 4}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A photo (728 × 384), and a second of somebody talking (192 × 192)."""
+    folder = tmp_path_factory.mktemp("clips")
+    with open_reader(HEADS / "h16.mp4", end=0.1) as frames:
+        cv2.imwrite(str(folder / "selfie.png"), next(iter(frames))[..., ::-1])
+    with (
+        open_reader(HEADS / "h02.mp4", size=(192, 192), end=1.0) as frames,
+        open_writer(folder / "talk.mp4", (192, 192), Fraction(15)) as write,
+    ):
+        for i, frame in enumerate(frames):
+            if i % 2 == 0:
+                write(frame)
+    return folder / "selfie.png", folder / "talk.mp4"
+
+
+@real
+def test_a_photo(clips, tmp_path):
+    selfie, _ = clips
+    portrait = portraits.cropped([selfie], tmp_path, size=160, person="largest", whole=False, progress=Silent())
+    (square,) = portrait.paths
+    assert square.stem == "selfie"
+    picture = cv2.imread(str(square))
+    assert picture.shape == (160, 160, 3)
+    assert portrait.home.shape == (384, 728, 3)
+    x, y, side = portrait.box
+    assert 0 <= x - side / 2 < x + side / 2 <= 728
+    assert 0 <= y - side / 2 < y + side / 2 <= 384.01
+    inside = portrait.home[round(y - side / 2) : round(y + side / 2), round(x - side / 2) : round(x + side / 2)]
+    again = cv2.resize(inside, (160, 160), interpolation=cv2.INTER_AREA)[..., ::-1]
+    assert np.abs(again.astype(int) - picture).mean() < 4
+
+
+@real
+def test_a_video(clips, tmp_path):
+    _, talk = clips
+    portrait = portraits.cropped([talk], tmp_path, size=100, person="largest", whole=False, progress=Silent())
+    info, before = probe(portrait.paths[0]), probe(talk)
+    assert (info.width, info.height) == (100, 100)
+    assert (info.frames, info.fps) == (before.frames, before.fps)
+    assert portrait.home.shape == (192, 192, 3)
+
+
+def test_pictures_without_a_face(tmp_path):
+    cv2.imwrite(str(tmp_path / "sky.png"), np.full((120, 160, 3), 200, np.uint8))
+    with pytest.raises(NobodyFound, match=r"sky\.png") as e:
+        portraits.cropped([tmp_path / "sky.png"], tmp_path, size=64, person="largest", whole=False, progress=Silent())
+    assert "face" in e.value.remedy
+
+
+@real
+def test_models_of_heads_get_heads(clips):
+    selfie, _ = clips
+    gathered = gather([selfie], PersonalizeOptions(frames=1, size=128, model="talking-head"), Silent())
+    assert gathered.size == (128, 128)
+    assert gathered.home is not None
+    stored = arrays(gathered)
+    check_stored(stored, (128, 128), 1)
+    assert np.isfinite(stored["pose_face"]).all()
+    height = np.ptp(stored["pose_face"][0, :, 1])
+    assert 128 / 2.2 < height < 128 / 1.5
+    for broken in (
+        {"home": stored["home"][..., 0]}, {"home": np.zeros((5000, 5000, 3), np.uint8)},
+        {"box": stored["box"] * np.float32(-1)}, {"box": np.full(3, np.nan, np.float32)},
+        {"box": stored["box"] * np.float32(9)}, {"box": stored["box"].astype(float)},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="home"):
+            check_stored(stored | broken, (128, 128), 1)
+    whole = gather([selfie], PersonalizeOptions(frames=1, size=128, model="talking-head", crop="none"), Silent())
+    assert whole.size[0] > whole.size[1]
+    assert "home" not in arrays(whole)
+
+
+def test_the_crop_is_checked(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"not looked into")
+    with pytest.raises(UsageError, match="crop"):
+        personalize(tmp_path / "a.mp4", crop="feet")
+    with pytest.raises(UsageError, match="--size does not go with --paste-back"):
+        drive("me", tmp_path / "a.mp4", tmp_path / "out.mp4", paste_back=True, size=128)
+    with pytest.raises(UsageError, match="--background does not go with --paste-back"):
+        drive("me", tmp_path / "a.mp4", tmp_path / "out.mp4", paste_back=True, background="#00ff00")
+
+
+def test_nothing_to_paste_back_into(puppet, tmp_path, monkeypatch):
+    module = importlib.import_module("retarget.personalize")
+    gathered = puppet.gathered(puppet.body(), puppet.body((90, 90)))
+    (tmp_path / "me.mp4").write_bytes(b"not looked into")
+    monkeypatch.setattr(module, "gather", lambda *_: gathered)
+    avatar = personalize(tmp_path / "me.mp4", steps=0, init="random", device="cpu")
+    from retarget.pose import save_motion
+
+    source = save_motion(gathered.track, tmp_path / "dance.npz")
+    with pytest.raises(UsageError, match="nothing was cut out") as e:
+        drive(avatar, source, tmp_path / "out.mp4", paste_back=True, device="cpu")
+    assert "--paste-back" in e.value.remedy
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@real
+@pytest.mark.slow
+def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
+    """From a selfie to a video, and back into the photo; a tiny network, a few steps."""
+    selfie, talk = clips
+    model = MODELS["talking-head"]()
+    monkeypatch.setattr(model, "PRESETS", {"small": TINY})
+    avatar = personalize(
+        selfie, model="talking-head", frames=1, steps=4, size=96, init="random", device="cpu", name="self"
+    )  # fmt: skip
+    assert avatar.size == (96, 96)
+    assert "best_step" in avatar.meta.quality
+    state = avatar.state()
+    assert state["adopted"].item() == 1
+    assert np.abs(state["own"]).sum() > 0
+    out = drive(avatar, talk, tmp_path / "out.mp4", device="cpu")
+    assert (probe(out).width, probe(out).height, probe(out).frames) == (96, 96, probe(talk).frames)
+    back = drive(avatar, talk, tmp_path / "back.mp4", paste_back=True, device="cpu")
+    assert (probe(back).width, probe(back).height) == (728, 384)
+    with open_reader(back) as frames:
+        shown = next(iter(frames)).astype(int)
+    photo = cv2.imread(str(selfie))[..., ::-1].astype(int)
+    x, y, side = avatar.tensors()["box"]
+    far = np.abs(np.arange(728) + 0.5 - x) > side / 2 + 8
+    assert np.abs(shown - photo)[:, far].mean() < 4
+    assert np.abs(shown - photo)[round(y) - 40 : round(y) + 40, round(x) - 40 : round(x) + 40].mean() > 10
+
+
+@real
+@pytest.mark.slow
+def test_a_corpus_of_heads(clips, tmp_path):
+    from retarget.training.corpus import Corpus
+    from retarget.training.prepare import PrepareOptions, prepare
+    from retarget.training.tasks import TaskOptions, Tasks
+
+    _, talk = clips
+    options = PrepareOptions(side=64, fps=8, workers=1, crop="head", val=0.0)
+    prepare([talk], tmp_path / "corpus", options)
+    corpus = Corpus(tmp_path / "corpus")
+    (entry,) = corpus.entries
+    assert entry.size == (64, 64)
+    tasks = Tasks(corpus, "train", ("talking-head", TINY), TaskOptions("pretrain", (3,), side=64), tmp_path / "drawn")
+    pair = tasks[0][0][0]
+    again = tasks.pair(0, np.random.default_rng(0))
+    for one in (pair, again):
+        assert one.condition.maps.shape == (1, 3, 32, 32)
+        assert one.condition.known.shape == (1, 6, 96, 32)
+        assert one.condition.shots.tolist() == [3]
+        assert one.condition.video.tolist() == [0]
+        assert one.condition.maps.any()
