@@ -6,10 +6,10 @@ Frames are RGB uint8 (H, W, 3), upright (rotation applied), with square pixels (
 Frame accuracy. `probe` lists the presentation time of every frame (from the packets of an intact MP4, MOV, Matroska or
 WebM; by decoding for all else), and every frame comes exactly once: none is dropped or doubled for an even rate.
 
-Colour. Y'CbCr becomes RGB by the BT.601 matrix, whatever the file's tag says, bit for bit as `cv2.VideoCapture` does
-it; `VideoInfo.colour` names the tag. `open_writer` goes back by the same matrix and writes the tag it is told, so that
-Y'CbCr passes through unchanged and players show the colours of the source. High dynamic range (PQ, HLG) is tone-mapped
-to BT.709 first, standard-range BT.2020 converted to it. Interlaced frames are deinterlaced, one for one.
+Colour. Y'CbCr becomes RGB by the matrix that the file names, as players do it; by that of BT.601, as `cv2.VideoCapture`
+does it, where it names none. `VideoInfo.colour` says which, and `open_writer` goes back by the one it is told and names
+it. High dynamic range (PQ, HLG) is tone-mapped to BT.709 first, standard-range BT.2020 converted to it. Interlaced
+frames are deinterlaced, one for one.
 
 Safety. Inputs are plain local files: protocols `file` and `pipe` only, common containers only (no playlists).
 """
@@ -41,6 +41,7 @@ from .errors import InputError, RetargetError, StorageError, UsageError, VideoEr
 from .types import Image
 
 Colour = Literal["bt601", "bt709"]
+_MATRIX: dict[Colour, str] = {"bt601": "smpte170m", "bt709": "bt709"}
 MAX_PIXELS = 100_000_000
 """The largest picture that is opened, and the largest frame of a video."""
 MAX_GAP = 600
@@ -556,7 +557,7 @@ def open_reader(
         *([f"trim=start={cut(chosen.start)}"] if chosen.start > 0 else []),
         *([f"trim=end={cut(chosen.stop)}"] if chosen.stop < len(scan.times) else []),
         *([scan.before] if scan.before else []),
-        "setparams=colorspace=smpte170m",
+        f"setparams=colorspace={_MATRIX[scan.info.colour]}",
         f"scale={width}:{height}:flags={'area' if shrink else 'bicubic'}",
         "format=rgb24",
     ]
@@ -991,8 +992,7 @@ def _failed(path: Path, out: Path, messages: str) -> RetargetError:
 
 
 def _codec(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
-    """Conversion by the BT.601 matrix, tag as told, encoder."""
-    matrix = "bt709" if colour == "bt709" else "smpte170m"
+    """Conversion by the matrix of `colour`, its tag, encoder."""
     if suffix == ".webm":
         kind = "yuva420p" if alpha else "yuv420p"
         codec = ["-c:v", "libvpx-vp9", "-crf", str(min(63, crf + 12)), "-b:v", "0", "-row-mt", "1"]
@@ -1006,9 +1006,9 @@ def _codec(suffix: str, alpha: bool, crf: int, colour: Colour) -> list[str]:
     # Decoding repeats each chroma sample, so taking means inverts it; and it rounds down, by about one step of Y'.
     step = 4 if kind.endswith("p10le") else 1
     filters = (
-        "scale=out_color_matrix=bt601:out_range=tv:flags=area+accurate_rnd+full_chroma_inp,"
+        f"scale=out_color_matrix={_MATRIX[colour]}:out_range=tv:flags=area+accurate_rnd+full_chroma_inp,"
         f"format={kind},lutyuv=y='if(lte(val,minval),val,min(val+{step},maxval))',"
-        f"setparams=range=tv:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
+        f"setparams=range=tv:colorspace={_MATRIX[colour]}:color_primaries=bt709:color_trc=bt709"
     )
     return ["-vf", filters, *codec]
 

@@ -625,12 +625,17 @@ def test_ctrl_c_and_again(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.reliability("7. Concurrency", "the same drive twice at once", "both end well with the same video")
+@pytest.mark.reliability(
+    "7. Concurrency", "the same drive twice at once", "one whole video; the second waits, or exit 6"
+)
 def test_the_same_command_twice_at_once(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out" / "out.mp4"
     first = command.start()
-    second = subprocess.Popen(command.arguments, env=command.environment, stderr=subprocess.DEVNULL)
-    assert [first.wait(300), second.wait(300)] == [0, 0], command.said()
+    second = subprocess.Popen(command.arguments, env=command.environment, stderr=subprocess.PIPE, text=True)
+    said = second.communicate(timeout=600)[1]
+    assert first.wait(600) == 0, command.said()
+    # A minute's wait is enough on most machines.
+    assert second.returncode == 0 or (second.returncode == 6 and "in use by another retarget" in said), said
     assert probe(out).frames == 150
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
@@ -642,6 +647,6 @@ def test_two_commands_share_the_poses(command: Command, tmp_path: Path) -> None:
     other[other.index("--out") + 1] = str(tmp_path / "out" / "green.mp4")
     first = command.start()
     second = subprocess.Popen(other, env=command.environment, stderr=subprocess.DEVNULL)
-    assert [first.wait(300), second.wait(300)] == [0, 0], command.said()
+    assert [first.wait(600), second.wait(600)] == [0, 0], command.said()
     assert [probe(tmp_path / "out" / n).frames for n in ("out.mp4", "green.mp4")] == [150, 150]
     assert len(list((tmp_path / "own" / "home" / "cache" / "poses").iterdir())) == 1

@@ -415,8 +415,10 @@ def joints_of(body: Tensor) -> Tensor:
     """(..., 33, 4) as in `Poses` → (..., 14, 3): `JOINTS`; NaN: not found, or less visible than `VISIBLE`."""
     xyz = body[..., :3].masked_fill(~(body[..., 3:] >= VISIBLE), torch.nan)
     neck = xyz[..., [J["left_shoulder"], J["right_shoulder"]], :].mean(-2)
-    face = xyz[..., list(FACE_JOINTS), :].nanmean(-2)
-    top = face + 0.55 * (face - neck)
+    # The middle between the ears does not move when the head turns.
+    ears, face = (xyz[..., joints, :].nanmean(-2) for joints in ([J["left_ear"], J["right_ear"]], list(FACE_JOINTS)))
+    middle = torch.where(ears.isnan(), face, ears)
+    top = middle + 0.55 * (middle - neck)
     return torch.cat([top[..., None, :], neck[..., None, :], xyz[..., [J[name] for name in JOINTS[2:]], :]], -2)
 
 
