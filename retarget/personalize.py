@@ -330,7 +330,9 @@ def with_critics(model: RetargetModel, options: PersonalizeOptions, known: Mappi
         return None
     objective = model.objective(critics=True, **known)
     try:
-        objective.load_state_dict(critics, strict=False)
+        missing = objective.load_state_dict(critics, strict=False).missing_keys
+        if any(key.startswith(weights.CRITICS) for key in missing):
+            raise RuntimeError("some are missing")
     except RuntimeError as error:
         raise WeightsError(f"The critics of these weights do not fit {options.model}.", "Use others.") from error
     return objective

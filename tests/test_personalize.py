@@ -243,7 +243,7 @@ def test_weights_of_a_training_run(me, known, tmp_path, steps):
     known()
     model, path = trained(0, depth=3, fusion=4), tmp_path / "run.safetensors"
     config = {"depth": 3, "fusion": 4}
-    critics = {"critics.critics.0.steps.0.0.weight": torch.ones(2)}  # are no part of an avatar
+    critics = model.objective(critics=True).state_dict()  # take part, but are no part of an avatar
     weights.save_file(path, model.state_dict() | critics, "dance", config)
     avatar = public(me, steps=steps, device="cpu", init=str(path))
     assert avatar.meta.weights == weights.sha256(path)
@@ -253,6 +253,41 @@ def test_weights_of_a_training_run(me, known, tmp_path, steps):
         assert holds(avatar, model)
     assert set(avatar.meta.quality) >= {"fg_psnr", "fg_psnr_before"}
     build("dance", avatar.meta.config).load_state_dict({k: torch.from_numpy(v) for k, v in avatar.state().items()})
+
+
+@pytest.mark.parametrize(
+    "critics", [{"critics.critics.0.steps.0.0.weight": torch.ones(2)}, {"critics.0": torch.ones(2)}]
+)
+def test_critics_that_do_not_fit(me, known, tmp_path, critics):
+    known()
+    weights.save_file(tmp_path / "run.safetensors", trained(0).state_dict() | critics, "dance", {})
+    with pytest.raises(WeightsError, match="critics"):
+        public(me, steps=1, device="cpu", init=str(tmp_path / "run.safetensors"))
+
+
+def test_trained_critics_take_part_and_get_to_know_the_person(me, known, tmp_path, monkeypatch):
+    """Those of the run, and `adopt` is called before the first step."""
+    known()
+    model, seen = trained(0), []
+    objective = model.objective(critics=True)
+    torch.nn.init.constant_(objective.critics.critics[0].steps[0][0].bias, 0.123)
+    critics = {k: t for k, t in objective.state_dict().items() if k.startswith("critics.")}
+    weights.save_file(tmp_path / "run.safetensors", model.state_dict() | critics, "dance", {})
+    monkeypatch.setattr(
+        type(objective), "adopt",
+        lambda self, identity: seen.append((self.critics is not None, len(identity))), raising=False,
+    )  # fmt: skip
+    judged = type(objective).critic_loss
+
+    def critic_loss(self, *args):
+        if self.critics and len(seen) == 1:
+            seen.append(self.critics.critics[0].steps[0][0].bias.detach().clone())
+        return judged(self, *args)
+
+    monkeypatch.setattr(type(objective), "critic_loss", critic_loss)
+    public(me, steps=1, device="cpu", init=str(tmp_path / "run.safetensors"))
+    assert seen[0] == (True, 1)
+    assert torch.allclose(seen[1], torch.tensor(0.123), atol=1e-3)
 
 
 def test_nets_that_are_wrong_about_a_person_are_not_trusted(me, known, tmp_path):

@@ -495,7 +495,7 @@ import sys
 from retarget import cli, video
 from retarget.pose import cache, mediapipe
 video.SEGMENT, cache.BLOCK, mediapipe.CHUNK = 12, 40, 20
-cli.main(sys.argv[1:])
+sys.exit(cli.main(sys.argv[1:]))
 """
 """The command, with short segments, so that a short video has many."""
 

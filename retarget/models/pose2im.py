@@ -81,8 +81,10 @@ class Pose2ImConfig:
             ("scales", 1, 4), ("side", 16, 4096), ("whole", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) != (name == "whole") or not isinstance(value, int) or not low <= value <= high:
+            strange = not isinstance(value, int) or (isinstance(value, bool) and name != "whole")
+            if strange or not low <= value <= high:
                 raise ValueError(f"{name} is not from {low} to {high}")
+        object.__setattr__(self, "whole", bool(self.whole))  # the command line says 1
         if self.width % (1 << self.enhancers):
             raise ValueError(f"width cannot be halved for {self.enhancers} enhancers")
 

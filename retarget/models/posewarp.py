@@ -91,8 +91,10 @@ class PosewarpConfig:
         """Raises ValueError for what cannot be; also an avatar that somebody else made says its configuration."""
         for name, low, high in (("width", 2, 256), ("side", 16, 4096), ("whole", 0, 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) != (name == "whole") or not isinstance(value, int) or not low <= value <= high:
+            strange = not isinstance(value, int) or (isinstance(value, bool) and name != "whole")
+            if strange or not low <= value <= high:
                 raise ValueError(f"{name} is not from {low} to {high}")
+        object.__setattr__(self, "whole", bool(self.whole))  # the command line says 1
         if self.width % 2:
             raise ValueError("width is odd")
 
@@ -298,7 +300,8 @@ class Posewarp(RetargetModel):
         else:
             # The reference's matte says what the person is, the prior only which limb.
             log_matte, log_scene = matte.clamp_min(1e-3).log(), (1 - matte).clamp_min(1e-3).log()
-            logits = torch.cat([log_scene, log_matte + (SHARP * log).log_softmax(1)], 1)
+            # Not next to nothing: see `heat_maps`.
+            logits = torch.cat([log_scene, log_matte + (SHARP * log).log_softmax(1).clamp_min(-20)], 1)
         change = self.masks(self.segmentation(2 * rgb - 1, pair.known))
         return (logits + change.float()).softmax(1)
 
@@ -444,9 +447,11 @@ def heat_maps(joints: Tensor, half: tuple[int, int]) -> Tensor:
     sigma = (DOT * _scale_or(joints, 2 * half[0]) / 2).clamp_min(0.7)[:, None, None]
     x, y = (joints[..., i : i + 1].float() / 2 for i in (0, 1))
     rows, columns = (
-        torch.exp(-0.5 * ((torch.arange(n, device=joints.device) + 0.5 - at) / sigma) ** 2).nan_to_num(0.0)
+        torch.exp(-0.5 * ((torch.arange(n, device=joints.device) + 0.5 - at) / sigma) ** 2)
         for n, at in zip(half, (y, x), strict=True)
     )
+    # Numbers next to nothing would make a CPU slow.
+    rows, columns = (F.threshold(axis.nan_to_num(0.0), 1e-5, 0.0) for axis in (rows, columns))
     return rows[..., :, None] * columns[..., None, :]
 
 

@@ -400,7 +400,9 @@ class TalkingHead(RetargetModel):
         count = len(condition.maps)
         plate = _resized(identity.plate, size)
         # Each pair has its own: they are written to files.
-        person = (x.expand(count, *x.shape[1:]).clone() for x in (identity.known, identity.shots, plate, identity.video))
+        person = (
+            x.expand(count, *x.shape[1:]).clone() for x in (identity.known, identity.shots, plate, identity.video)
+        )
         assert truth.matte is not None
         seen = Frame(_resized(truth.rgb, size), _resized(truth.matte, size))
         return HeadPair(condition.maps, *person), None, seen

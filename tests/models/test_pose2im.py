@@ -97,7 +97,7 @@ def test_parameters_of_the_paper_preset():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 0}, {"width": 6}, {"whole": 1}, {"side": True}, {"blocks": 2.0}, {"scales": 0}, {"depth": 3}]
+    "wrong", [{"width": 0}, {"width": 6}, {"whole": 2}, {"side": True}, {"blocks": 2.0}, {"scales": 0}, {"depth": 3}]
 )
 def test_a_configuration_that_cannot_be(wrong):
     with pytest.raises(UsageError, match="There is no pose2im with"):

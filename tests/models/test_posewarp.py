@@ -151,10 +151,11 @@ def test_the_pose_joins_at_half_the_resolution(size):
     assert divmod(int(peak), seen[1].shape[3]) in {(9, 9), (9, 10), (10, 9), (10, 10)}
 
 
-@pytest.mark.parametrize("wrong", [{"width": 1}, {"width": 5}, {"whole": 1}, {"side": 8}, {"side": True}, {"depth": 3}])
+@pytest.mark.parametrize("wrong", [{"width": 1}, {"width": 5}, {"whole": 2}, {"side": 8}, {"side": True}, {"depth": 3}])
 def test_a_configuration_that_cannot_be(wrong):
     with pytest.raises(UsageError, match="There is no posewarp with"):
         build("posewarp", TINY | wrong)
+    assert build("posewarp", TINY | {"whole": 1}).config == build("posewarp", TINY | {"whole": True}).config
 
 
 # ------------------------------------------------------------------------------------------------ geometry
@@ -182,6 +183,7 @@ def test_heat_maps(puppet):
     joints[0, 4] = torch.nan
     maps = heat_maps(joints, (80, 64))
     assert maps.shape == (1, 14, 80, 64)
+    assert maps[maps > 0].min() > 1e-12  # numbers next to nothing are slow
     sigma = DOT * float(body_scale(joints)) / 2
     y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(64) + 0.5, indexing="ij")
     for i in range(14):
@@ -279,6 +281,7 @@ def test_masks_begin_with_the_matte_where_it_is_known(model, window, known):
     with torch.inference_mode():
         masks = model._masks(pair)
     torch.testing.assert_close(masks.sum(1), torch.ones(1, *SIZE))
+    assert masks.min() > 1e-13
     torch.testing.assert_close(1 - masks[:, :1], pair.source[:, 3:], atol=2e-3, rtol=0)
     for limb, points in enumerate(LIMBS):
         y, x = pair.known[0, list(points), :2].mean(0).flip(0).int().tolist()
