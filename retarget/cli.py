@@ -112,6 +112,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, is_ea
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite or delete without asking.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="How precisely to compute.")]
+PresetOption = Annotated[str, typer.Option("--preset", help="The model's sizes: small, or the paper's: paper.")]
 Anyway = Annotated[bool, typer.Option("--yes", "-y", help="Begin even if memory or disk are not expected to suffice.")]
 PersonOption = Annotated[
     str, typer.Option("--person", metavar="largest|X,Y", help="Whom to follow: X,Y is a pixel of the first frame.")
@@ -141,6 +142,7 @@ def personalize(
     steps: Annotated[int, typer.Option("--steps", "-t", help="Fine-tuning steps (T); 0 skips it.")] = _P.steps,
     name: Annotated[str | None, typer.Option(help="Of the avatar; by default the file's.")] = _P.name,
     model: Annotated[str, typer.Option(help="The model.")] = _P.model,
+    preset: PresetOption = _P.preset,
     init: Annotated[
         str, typer.Option(metavar="meta|pretrain|random|FILE", help="The weights that fine-tuning starts from.")
     ] = _P.init,
@@ -182,7 +184,8 @@ def personalize(
         _readable(path)
     console = _console(ctx, goes_on=True)
     chosen = PersonalizeOptions(
-        frames=frames, steps=steps, name=name, model=model, init=init, size=size, pick=picked, person=person,
+        frames=frames, steps=steps, name=name, model=model, preset=preset, init=init, size=size, pick=picked,
+        person=person,
         background=background, crop=crop, device=device, precision=precision, seed=seed, restart=restart,
     )  # fmt: skip
     with forecast.announced(
@@ -378,6 +381,7 @@ def train(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder that prepare made.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an interrupted run goes on.")],
     model: Annotated[str, typer.Option(help="The model.")] = _T.model,
+    preset: PresetOption = "small",
     config: Annotated[
         list[str], typer.Option(metavar="NAME=NUMBER", help="Of the network, as width=24; may be repeated.")
     ] = [],  # noqa: B006
@@ -406,12 +410,16 @@ def train(
     """Train the weights that everybody starts from. `torchrun -m retarget train …` uses several GPUs or machines."""
     from . import forecast
     from .device import choose
+    from .models import configuration
     from .training.train import TrainOptions, train
 
     _model(model)
     _within("--seed", seed, 0, MAX_SEED)
+    sizes: dict[str, Any] = _config(config)
+    if stage != "parsing":
+        sizes = configuration(model, preset) | sizes
     options = TrainOptions(
-        stage, model, _config(config), None if init is None else str(init), steps, minutes, batch, rate,
+        stage, model, sizes, None if init is None else str(init), steps, minutes, batch, rate,
         _counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device, precision,
     )  # fmt: skip
     console = _console(ctx, goes_on=True)

@@ -47,6 +47,7 @@ class PersonalizeOptions:
     steps       T: fine-tuning steps; 0 skips it.
     name        of the avatar; None takes the first input's.
     model       which system of `models.MODELS`.
+    preset      its sizes: `small`, or `paper`, of which no weights are shipped.
     init        the weights that fine-tuning starts from: `meta` (meta-learned), `pretrain`, `random` (nothing learned),
                 or a .safetensors file made by `retarget train`. Where a model has no weights of that kind shipped, it
                 starts from nothing learned.
@@ -64,6 +65,7 @@ class PersonalizeOptions:
     steps: int = 200
     name: str | None = None
     model: str = "dance"
+    preset: str = "small"
     init: str = "meta"
     size: int = 512
     pick: tuple[int, ...] = ()
@@ -116,7 +118,7 @@ def personalize(
     # One seed for all that is random, and the caller's random numbers stay as they are.
     with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        model, weights, config = start(options.model, options.init, progress)
+        model, weights, config = start(options.model, options.init, progress, options.preset)
         what = {"name": name, "start": [weights, config]} | deciding(paths, options, compute)
         with folders.work("personalize", what, restart=options.restart, patience=PATIENCE) as unfinished:
             notes: list[str] = []
@@ -282,8 +284,13 @@ def gathered_in(folder: Path, paths: Sequence[Path], options: PersonalizeOptions
     return gathered
 
 
-def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str | None, dict[str, Any]]:
-    """A model with the weights that `PersonalizeOptions.init` names; their sha256; its configuration."""
+def start(
+    name: str, init: str, progress: Progress, preset: str = "small"
+) -> tuple[RetargetModel, str | None, dict[str, Any]]:
+    """A model with the weights that `PersonalizeOptions.init` names; their sha256; its configuration.
+
+    Shipped weights are of the preset `small`; a file says its configuration itself.
+    """
     from . import weights
     from .models import build
 
@@ -292,12 +299,14 @@ def start(name: str, init: str, progress: Progress) -> tuple[RetargetModel, str 
         if trained != name:
             raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
         digest = weights.sha256(Path(init))
-    elif init == "random" or not weights.known(entry := weights.ENTRY[init].format(name)):
+    elif init == "random" or preset != "small" or not weights.known(entry := weights.ENTRY[init].format(name)):
         if init != "random":
+            which = name if preset == "small" else f"{name} ({preset})"
             progress.warn(
-                f"No weights of {name} are shipped, so that it starts from nothing learned; train some: --init."
+                f"No weights of {which} are shipped, so that it starts from nothing learned; train some: --init."
             )
-        return build(name), None, {}
+        model = build(name, preset=preset)
+        return model, None, asdict(model.config)
     else:
         tensors, config = weights.load(entry, progress=progress)
         digest = weights.entry(entry).sha256

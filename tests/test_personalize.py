@@ -89,6 +89,17 @@ def nothing_left() -> bool:
 # ------------------------------------------------------------------------------------------------ what is written
 
 
+def test_the_papers_sizes_start_from_nothing_learned(me, known, monkeypatch):
+    known(3)
+    monkeypatch.setattr(Dance, "PRESETS", {**Dance.PRESETS, "paper": {"density": 24, "width": 16, "depth": 2}})
+    avatar = public(me, steps=0, preset="paper", device="cpu")
+    assert avatar.meta.config["width"] == 16
+    assert avatar.meta.weights is None
+    assert avatar.meta.options["preset"] == "paper"
+    with pytest.raises(UsageError, match="no preset “huge”"):
+        public(me, steps=0, preset="huge", device="cpu")
+
+
 def test_without_fine_tuning(me, known, puppet):
     calls = known(3)
     avatar = public(me, steps=0, device="cpu", person="3,4")

@@ -31,6 +31,16 @@ MODELS: dict[str, Callable[[], type[RetargetModel]]] = {
 """Model name → its class; modules are imported when first asked for."""
 
 
+def configuration(name: str, preset: str) -> dict[str, Any]:
+    """What a model's preset sets. Raises UsageError when there is no such model or preset."""
+    if name not in MODELS:
+        raise UsageError(f"There is no model called '{name}'.", f"Choose one of: {', '.join(MODELS)}.")
+    known = MODELS[name]().PRESETS
+    if preset not in known:
+        raise UsageError(f"The model {name} has no preset “{preset}”.", f"Choose one of: {', '.join(known)}.")
+    return dict(known[preset])
+
+
 def build(name: str, config: Mapping[str, Any] | None = None, preset: str = "small") -> RetargetModel:
     """The model called `name`, with fresh weights.
 
@@ -40,14 +50,9 @@ def build(name: str, config: Mapping[str, Any] | None = None, preset: str = "sma
 
     Raises UsageError when there is none of that name, preset or configuration.
     """
-    if name not in MODELS:
-        raise UsageError(f"There is no model called '{name}'.", f"Choose one of: {', '.join(MODELS)}.")
-    model = MODELS[name]()
-    if preset not in model.PRESETS:
-        raise UsageError(f"The model {name} has no preset “{preset}”.", f"Choose one of: {', '.join(model.PRESETS)}.")
-    chosen = {**model.PRESETS[preset], **(config or {})}
+    chosen = {**configuration(name, preset), **(config or {})}
     try:
-        return model(**chosen)
+        return MODELS[name]()(**chosen)
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{key}={value}" for key, value in chosen.items())
         raise UsageError(f"There is no {name} with {said}: {error}.", "Leave it out, or correct it.") from error

@@ -224,7 +224,7 @@ class RetargetModel(nn.Module, ABC):
     """What the pictures show that it was made for: whole people, or squares around heads (`portraits`)."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
-    disk, whatever has four dimensions or more as bytes, so that it has to be in 0..1. None: it is made anew each time."""
+    disk, whatever has four dimensions or more as bytes: it has to be in 0..1. None: it is made anew each time."""
 
     sources: int | None = None
     """How many references a picture is drawn from; None: all there are. The pairs of fine-tuning then show each truth
