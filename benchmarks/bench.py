@@ -204,6 +204,60 @@ def networks(table: Table, draw: float, device: str) -> None:
         table.add(f"  parameters, {name}", sum(p.numel() for p in model.parameters()) / 1e6, "million")
 
 
+def systems(table: Table, device: str) -> None:
+    """Every model beside the others: parameters, a frame of 192x256 with its pose maps, a step of fine-tuning."""
+    import torch
+
+    from retarget.avatar import Avatar
+    from retarget.device import choose
+    from retarget.models import MODELS, build
+    from retarget.models.base import Batch, Frame, stacked
+    from retarget.references import poses, references, stored_track
+    from retarget.training.fit import FitOptions, FitState
+
+    compute = choose(device)
+    at, size = compute.device, (192, 256)
+    stored = dict(Avatar.load("bench").tensors())
+    known = references(stored, size=size).to(at)
+    walk = stored_track(stored, "track").scaled(size)
+    windows = [poses(walk.select([t])).to(at) for t in range(min(8, len(walk)))]
+    times = 20 if at.type == "cuda" else 5
+    table.add("models, size `small`, 192x256", compute.describe())
+    for name in MODELS:
+        torch.manual_seed(0)
+        model = build(name).to(at).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        for parameter in model.parameters():  # what answers zero need not be asked
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, 0, 0.01)
+        with torch.inference_mode():
+            identity = model.encode(known)
+        memory: dict[str, Any] = {"n": 0, "condition": None, "state": None}
+
+        def frame(model: Any = model, identity: Any = identity, memory: dict[str, Any] = memory) -> None:
+            with torch.inference_mode(), compute.autocast():
+                window = windows[memory["n"] % len(windows)]
+                memory["condition"] = model.condition(window, size[::-1], memory["condition"])
+                _, memory["state"] = model(memory["condition"], identity, memory["state"])
+            memory["n"] += 1
+
+        table.add(f"  {name}: parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million")
+        table.add(f"  {name}: one frame", milliseconds(frame, times, at), "ms")
+        with torch.no_grad():
+            person = model.encode(known)
+            truth = Frame(known.rgb[:, 0], known.matte[:, 0].to(at))
+            pair = model.ahead(model.condition(windows[0], size[::-1]), person, truth)
+            batch = stacked([Batch(pair[0], pair[1], None, pair[2])] * 4)
+        model.adopt(person)
+        objective = model.objective(critics=False).to(at)
+        state = FitState(model, objective, model.tunable(person), compute, FitOptions())
+        table.add(
+            f"  {name}: one step of fine-tuning, 4 pairs",
+            milliseconds(lambda s=state, b=batch: s.advance(b), times, at),  # type: ignore[misc]
+            "ms",
+        )
+        gpu_memory(table, at)
+
+
 def training(table: Table, device: str) -> None:
     """One step of pretraining, and of a task of Reptile, on pairs as large as usual."""
     import torch
@@ -251,6 +305,7 @@ def main() -> None:
         main_path(table, home, device)
         draw = stages(table, home, device)
         networks(table, draw, device)
+        systems(table, device)
         training(table, device)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from .pose import Motion
 from .pose.base import pixels_per_metre, unknown
 from .pose.base import seen as seen_of
-from .skeleton import FACE_JOINTS, FACE_POINTS, JOINTS, J
+from .skeleton import FACE_JOINTS, FACE_POINTS, HAND_POINTS, JOINTS, J
 from .types import Array, PoseTrack, Progress, Silent
 
 Float = npt.NDArray[np.floating]
@@ -76,7 +77,9 @@ def fill_gaps(track: PoseTrack, longest: float = LONGEST) -> PoseTrack:
     most = int(longest * track.fps)
     body, world = _filled(track.body, most, hold=True), _filled(track.world, most, hold=True)
     wrists = body[:, WRISTS, None, :3] * _XY
-    hands = np.stack([_attached(track.hands[:, i], wrists[:, i], most) for i in (0, 1)], axis=1)
+    hands = track.hands
+    if np.isfinite(hands[:, :, 0, 0]).any():
+        hands = np.stack([_attached(hands[:, i], wrists[:, i], most) for i in (0, 1)], axis=1)
     return replace(track, body=body, world=world, hands=hands, face=_attached(track.face, _nose(body), most))
 
 
@@ -146,9 +149,10 @@ def smooth(track: PoseTrack, strength: float) -> PoseTrack:
 
     body = np.concatenate([filtered(track.body[..., :3]), track.body[..., 3:]], axis=2)
     wrists = track.body[:, WRISTS, None, :3] * _XY
-    hands = np.stack([filtered(track.hands[:, i] - wrists[:, i]) for i in (0, 1)], axis=1)
-    hands += body[:, WRISTS, None, :3] * _XY
-    face = track.face
+    hands, face = track.hands, track.face
+    if np.isfinite(hands[:, :, 0, 0]).any():
+        hands = np.stack([filtered(hands[:, i] - wrists[:, i]) for i in (0, 1)], axis=1)
+        hands += body[:, WRISTS, None, :3] * _XY
     if np.isfinite(face[:, 0, 0]).any():
         face = filtered(face - _nose(track.body)) + _nose(body)
     return replace(track, body=body, world=filtered(track.world, 1.65), hands=hands, face=face)
@@ -548,14 +552,28 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
         progress: told what had to be made up.
     """
     body = body if body.size == size else body.scaled(size)
-    fitted, faces = _fitted(track, _Meshes.of(track.face, body.face), body, progress or Silent())
-    return replace(fitted, face=faces(slice(None)))
-
-
-def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tuple[PoseTrack, Callable[[slice], Array]]:
-    """See `fit`; the face meshes are left as they are, and can be had for some pictures at a time."""
     if not track.found.any():
-        return replace(track, size=body.size), lambda rows: track.face[rows]
+        return replace(track, size=size)
+    fitted = _fitted(track, _Meshes.of(track.face, body.face), body, progress or Silent())
+    face, hands = fitted.details(slice(None), track.hands)
+    return replace(track, body=fitted.body, world=fitted.world(track.world), face=face, hands=hands, size=size)
+
+
+class _Fitted(NamedTuple):
+    """What `fit` makes of a track: small at once, large a piece at a time.
+
+    body     (T, 33, 4).
+    details  some pictures, and the driver's hands there (n, 2, 21, 3) → face meshes (n, 468, 3) and hands.
+    world    the driver's world coordinates (T, 33, 3) → the fitted ones.
+    """
+
+    body: Array
+    details: Callable[[slice, Array], tuple[Array, Array]]
+    world: Callable[[Array], Array]
+
+
+def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> _Fitted:
+    """See `fit`; of the track the body and the world coordinates are looked at."""
     mine, fps = body_of(replace(track, face=unknown(len(track), FACE_POINTS))), float(track.fps)
     ratio = _ratios(body, mine)
     points = track.body[..., :3]
@@ -570,7 +588,8 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
     kept = np.where(nearer > 0, soft(nearer, 0.6 * near, near), soft(nearer, 0.18, 0.3))
     grow = np.exp(kept - nearer)[:, None, None]  # 1 while the distance hardly changes
     shown = np.exp(kept)[:, None, None]
-    posed = np.empty(points.shape)
+    own = track.body.copy()
+    posed = own[..., :3]
     for rows in _blocks(len(track)):
         tree = _tree(points[rows].astype(np.float64), ratio, grow[rows])
         posed[rows] = _made_up(tree, body, hidden, shown[rows])
@@ -579,7 +598,7 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
     turned = _limited(turned, body.turn)
     shoulders = points[:, SHOULDERS].astype(np.float64).mean(axis=1, keepdims=True)
     neck = (pivot[:, None] - shoulders) * ratio[BONE["neck"]] * grow
-    ear = posed[:, SHOULDERS].mean(axis=1, keepdims=True) + neck
+    ear = posed[:, SHOULDERS].astype(np.float64).mean(axis=1, keepdims=True) + neck
     posed[:, FACE_JOINTS] = ear + shown * np.einsum("tij,nj->tni", turned, body.head.astype(np.float64))
 
     leg = (ratio[BONE["upper_leg"]] + ratio[BONE["lower_leg"]]) / 2 * grow[:, 0, 0]
@@ -587,25 +606,23 @@ def _fitted(track: PoseTrack, meshes: _Meshes, body: Body, say: Progress) -> tup
     posed[..., :2] += place[:, None]
     ear[..., :2] += place[:, None]
 
-    hands, world = np.empty_like(track.hands), np.empty_like(track.world)
-    for rows in _blocks(len(track)):
-        wrists = points[rows, WRISTS, None].astype(np.float64) * _XY
-        hand = ratio[BONE["lower_arm"]] * grow[rows, None]
-        hands[rows] = (track.hands[rows] - wrists) * hand + posed[rows, WRISTS, None] * _XY
-        metres = track.world[rows].astype(np.float64)
-        world[rows] = _tree(metres, ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
-
-    def faces(rows: slice) -> Array:
-        if body.face is None:
-            return np.full((len(turned[rows]), FACE_POINTS, 3), np.nan, np.float32)
-        mesh = shown[rows] * np.einsum("tij,nj->tni", turned[rows], body.face.astype(np.float64)) + ear[rows] * _XY
-        return np.where(visible[rows, None, None], mesh, np.nan).astype(np.float32)
-
-    own = track.body.copy()
-    own[..., :3] = posed
     for name in hidden:
         own[:, _PARTS[name], 3] = body.rest[_PARTS[name], 3]
-    return replace(track, body=own, world=world, hands=hands, size=body.size), faces
+    before, after = (xyz[:, WRISTS, None].astype(np.float64) * _XY for xyz in (points, posed))
+
+    def details(rows: slice, hands: Array) -> tuple[Array, Array]:
+        hand = ratio[BONE["lower_arm"]] * grow[rows, None]
+        hands = ((hands - before[rows]) * hand + after[rows]).astype(np.float32)
+        if body.face is None:
+            return np.full((len(hands), FACE_POINTS, 3), np.nan, np.float32), hands
+        mesh = shown[rows] * np.einsum("tij,nj->tni", turned[rows], body.face.astype(np.float64)) + ear[rows] * _XY
+        return np.where(visible[rows, None, None], mesh, np.nan).astype(np.float32), hands
+
+    def world(metres: Array) -> Array:
+        tree = _tree(metres.astype(np.float64), ratio * mine.scale / body.scale, np.ones((1, 1, 1)))
+        return tree.astype(np.float32)
+
+    return _Fitted(own, details, world)
 
 
 def _blocks(count: int, size: int = 4096) -> Iterator[slice]:
@@ -734,12 +751,12 @@ def _place(
     shoulders_seen = body.rest[SHOULDERS, 3].min() > 0.5 and rest[SHOULDERS, 1].max() < height
     standing = bool(np.isfinite(body.floor))
     anchor = HIPS if standing and "hips" not in hidden else SHOULDERS if standing or shoulders_seen else EARS
-    start, mean = rest[anchor, :2].mean(axis=0), posed[:, anchor, :2].mean(axis=1)
+    start, mean = rest[anchor, :2].mean(axis=0), posed[:, anchor, :2].astype(np.float64).mean(axis=1)
     moved = points[:, anchor, :2].astype(np.float64).mean(axis=1)
     origin = np.array([mine.centre, 0.0]) if anchor is HIPS else np.nanmedian(moved, axis=0)
     moved = (moved - origin) * leg[:, None]
     if standing:
-        low, reach = points[..., 1].max(axis=1).astype(np.float64), posed[..., 1].max(axis=1)
+        low, reach = points[..., 1].max(axis=1).astype(np.float64), posed[..., 1].max(axis=1).astype(np.float64)
         y = body.floor - reach
         if not hidden and np.isfinite(mine.floor):  # else there is no floor to jump from
             ground = _ground(low, fps)
@@ -863,21 +880,23 @@ class Movement:
             size: (width, height) of the avatar's picture; None: the driver's.
         """
         self.size, self.fps = size or motion.track.size, motion.track.fps
-        self._faces, self._strength = motion.faces, smoothness if len(motion) > 1 else 0.0
+        self._faces, self._hands = motion.faces, motion.track.hands
+        self._strength = smoothness if len(motion) > 1 else 0.0
         self._most = int(LONGEST * self.fps)
-        filled = fill_gaps(motion.track)
+        filled = fill_gaps(replace(motion.track, hands=unknown(len(motion), 2, HAND_POINTS)))
         self._height = 1.65 * _scale(filled)
         if not self._height > 0:
             self._strength = 0.0
         self._track = smooth(filled, self._strength)
-        self._noses = _nose(filled.body), _nose(self._track.body)
+        self._anchors = tuple(t.body[:, (NOSE, *WRISTS), :3] * _XY for t in (filled, self._track))
         del motion, filled  # as much again as is needed from here on
-        self._fitted: Callable[[slice], Array] | None = None
-        if body is not None:
+        self._details: Callable[[slice, Array], tuple[Array, Array]] | None = None
+        if body is not None and self._track.found.any():
             body = body if body.size == self.size else body.scaled(self.size)
-            meshes = [_Meshes.of(self._driver(rows), body.face) for rows in _blocks(len(self), WINDOW)]
+            meshes = [_Meshes.of(self._driver_face(rows), body.face) for rows in _blocks(len(self), WINDOW)]
             joined = _Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
-            self._track, self._fitted = _fitted(self._track, joined, body, progress or Silent())
+            fitted = _fitted(self._track, joined, body, progress or Silent())
+            self._track, self._details = replace(self._track, body=fitted.body, size=self.size), fitted.details
         # No model looks at it.
         self._track = replace(self._track, world=unknown(len(self), len(JOINTS)))
         self._window: tuple[int, PoseTrack | None] = (-1, None)
@@ -885,27 +904,39 @@ class Movement:
     def __len__(self) -> int:
         return len(self._track)
 
-    def _driver(self, rows: slice) -> Array:
-        """The driver's face meshes of some pictures, gaps filled, smoothed."""
+    def _driver_face(self, rows: slice) -> Array:
+        """(n, 468, 3) the driver's face meshes of some pictures, gaps filled, smoothed."""
+        return self._driver(rows, 0, lambda around: self._faces(around.start, around.stop))
+
+    def _driver_hands(self, rows: slice) -> Array:
+        """(n, 2, 21, 3) the same for the hands."""
+        return np.stack([self._driver(rows, i + 1, partial(self._hand, i)) for i in (0, 1)], axis=1)
+
+    def _hand(self, side: int, around: slice) -> Array:
+        return self._hands[around, side]
+
+    def _driver(self, rows: slice, anchor: int, read: Callable[[slice], Array]) -> Array:
+        """Points (n, N, 3), gaps filled, smoothed, relative to an anchor: 0 nose, 1 left wrist, 2 right wrist."""
         first, last, _ = rows.indices(len(self))
         reach = self._most + 1 + (math.ceil(SETTLED * self.fps) if self._strength > 0 else 0)
         around = slice(max(0, first - reach), min(len(self), last + reach))
-        before, after = (nose[around] for nose in self._noses)
-        face = _attached(self._faces(around.start, around.stop), before, self._most)
-        if self._strength > 0 and np.isfinite(face[:, 0, 0]).any():
-            face = _calmed(face - before, self.fps, self._strength, self._height) + after
-        return face[first - around.start : last - around.start]
+        before, after = (points[around, anchor, None] for points in self._anchors)
+        points = _attached(read(around), before, self._most)
+        if self._strength > 0 and np.isfinite(points[:, 0, 0]).any():
+            points = _calmed(points - before, self.fps, self._strength, self._height) + after
+        return points[first - around.start : last - around.start]
 
     def _at(self, number: int) -> PoseTrack:
         """Window number `number`."""
         known, track = self._window
         if track is None or known != number:
             rows = slice(number * WINDOW, (number + 1) * WINDOW)
-            track = self._track.select(rows)
-            if self._fitted is not None:
-                track = replace(track, face=self._fitted(rows))
+            track, hands = self._track.select(rows), self._driver_hands(rows)
+            if self._details is not None:
+                face, hands = self._details(rows, hands)
+                track = replace(track, face=face, hands=hands)
             else:
-                track = scale_to(replace(track, face=self._driver(rows)), self.size)
+                track = scale_to(replace(track, face=self._driver_face(rows), hands=hands), self.size)
             self._window = number, track
         return track
 
