@@ -712,8 +712,8 @@ class Segments:
 
         Raises what went wrong with the segment before this one.
         """
-        encoder, self._encoder = self._encoder, None
         self._settle()
+        encoder, self._encoder = self._encoder, None
         if encoder is None:
             return
         path = self._path(self._next)
@@ -839,8 +839,6 @@ class _Encoder:
         codec = _codec(film.suffix, film.alpha, film.crf, film.colour)
         end = ["-f", _MUXERS[film.piece], "-y", f"file:{path.absolute()}"]
         self._process = _Process(_arguments(*feed, *codec, *clock, *end), feed=True)
-        if film.spaced:
-            self._send(_matroska_head(width, height, b"RGBA" if film.alpha else b"RGB\x18"))
 
     def write(self, frame: Image) -> None:
         (width, height), (wide, high) = self.film.size, self.film.padded
@@ -849,6 +847,8 @@ class _Encoder:
             raise ValueError(f"expected {shape} uint8, got {frame.shape} {frame.dtype}")
         if (wide, high) != (width, height):
             frame = np.pad(frame, ((0, high - height), (0, wide - width), (0, 0)), mode="edge")
+        if self.film.spaced and not self.count:
+            self._send(_matroska_head(wide, high, b"RGBA" if self.film.alpha else b"RGB\x18"))
         if self.film.spaced:
             self._send(self.film.spaced.block(self.first, self.first + self.count, frame.nbytes))
         self._send(np.ascontiguousarray(frame).data.cast("B"))

@@ -222,7 +222,10 @@ def _local(line: Entry) -> Path | None:
         return bundled
     if line.repo is None:
         return None
-    from huggingface_hub import try_to_load_from_cache
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:  # a machine that only trains
+        return None
 
     found = try_to_load_from_cache(line.repo, line.file, revision=line.revision)
     return Path(found) if isinstance(found, str) else None

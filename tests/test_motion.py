@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 
@@ -629,3 +630,28 @@ def test_face_meshes_are_read_around_what_is_asked_for() -> None:
     np.testing.assert_allclose(part.face, wanted.face[1000:1001], atol=1e-4)
     found.select([1001])
     assert len(read) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.reliability("6. Length", "a motion three times as long", "a fraction of its face meshes more memory")
+def test_a_long_movement_takes_little_memory() -> None:
+    """Face meshes alone would take 5616 bytes for each picture."""
+    body = body_of(dancer(40))
+
+    def measured(count: int) -> tuple[int, int]:
+        """Bytes at most while it is made, and while it is drawn."""
+        known = long_motion(count)
+        tracemalloc.start()
+        try:
+            found = Movement(known, smoothness=0.3, body=body, size=(320, 360))
+            _, making = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            for i in range(0, count, 200):
+                found.select([i])
+            return making, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    (a, b), (c, d) = measured(600), measured(1800)
+    assert c - a < 1200 * 5616 / 2
+    assert d - b < 1200 * 5616 / 3
