@@ -65,7 +65,7 @@ bench: .venv/.setup
 	$(BIN)/python benchmarks/bench.py
 
 reliability: .venv/.dev
-	$(BIN)/python -m pytest -m reliability --reliability-report docs/reliability.md
+	$(BIN)/python -m pytest -m reliability --reliability-report=docs/reliability.md
 
 fuzz: .venv/.dev
 	$(BIN)/python tests/reliability/fuzz.py --count $(FUZZ) --seed $(SEED)

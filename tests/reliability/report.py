@@ -1,4 +1,4 @@
-"""`pytest --reliability-report docs/reliability.md`: what tests marked `reliability(section, case, expected)` proved.
+"""`pytest --reliability-report=docs/reliability.md`: what tests marked `reliability(section, case, expected)` proved.
 
 A test may carry several marks, and several tests one case. A run of some tests renews their rows and leaves the others
 as they are; rows of tests that are no more go.
