@@ -48,6 +48,8 @@ WORTH = 0.004
 """By which share of the loss an answer has to help before it is trusted."""
 CERTAIN = 0.4
 """How sure the net has to be that a person reaches beyond the moved parts: half-sure, it draws grey rims."""
+NEAR = 0.25
+"""How much of its surroundings (5 pixels of the nets) has to be the person's for a place to become so, too."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -290,10 +292,12 @@ class Dance(RetargetModel):
         person, plate = (_shrunk(x, small) for x in (moved.person, moved.plate))
         answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
         flow, colour, shade = _calm(torch.cat([answer[:, :2], answer[:, 3:]], 1)).split((2, 3, 1), 1)
-        around = F.avg_pool2d(person, 5, 1, 2)
+        around = F.avg_pool2d(person, 5, 1, 2, count_include_pad=False)
         # What is solid may not be cut open: that a person's clothes end between the legs is a prejudice of the corpus.
         change = torch.tanh(answer[:, 2:3])
         solid = ((person[:, 3:] - 0.5) * 2.5).clamp(0, 1)
+        # And grown only where there are colours to grow from, about a centimetre.
+        change = torch.where(change > 0, change * (around[:, 3:] / NEAR).clamp_max(1), change)
         if not self.training:  # what is shut off would never learn
             change = torch.where(change > 0, ((change - CERTAIN) / (1 - CERTAIN)).clamp_min(0), change)
         fields = [

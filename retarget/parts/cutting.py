@@ -13,6 +13,9 @@ from ..skeleton import MIRROR, MIRROR_PART, PARENT, PARTS
 from ..types import Array, PoseTrack
 from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, inverse, skeletons
 
+NECK = 0.5
+"""How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
+stay behind where the head is bent or turned away."""
 MIRRORED = 0.5
 """What it costs to take a part from a mirrored reference (units of feature distance)."""
 
@@ -100,9 +103,11 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
             continue
         joint = shifted.bones[0, i, 0, :2]
         size = JOINT.get(PARTS[i], 1.0) * RADII[i] * shifted.scale[0]
-        disc = np.exp(-((((x - joint[0]) ** 2 + (y - joint[1]) ** 2) / size**2) ** 2))
-        joined[i] += weight[parent] * disc
-        joined[parent] += weight[i] * disc
+        around = (x - joint[0]) ** 2 + (y - joint[1]) ** 2
+        joined[i] += weight[parent] * np.exp(-((around / size**2) ** 2))
+        if PARTS[i] == "head":
+            size *= NECK
+        joined[parent] += weight[i] * np.exp(-((around / size**2) ** 2))
     box = (slice(y0, y1), slice(x0, x1))
     alone = np.zeros(len(PARTS))
     for i in range(len(PARTS)):
