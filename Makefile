@@ -2,7 +2,7 @@
 #
 #   make demo    set up, and turn examples/me.mp4 + examples/dance.mp4 into out.mp4 (CPU, a few minutes)
 #   make test    set up, and run the quick tests
-#   make check   lint, types, all tests: what CI runs
+#   make check   lint, types, all tests but the longest: what CI runs
 #   make bench   measure speed and memory
 #   make reliability  the tests of what goes wrong, and docs/reliability.md, the table of what they proved
 #   make fuzz    FUZZ=200 broken files of every kind, from SEED=1 on, through the command line
@@ -59,7 +59,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not long'
 
 bench: .venv/.setup
 	$(BIN)/python benchmarks/bench.py

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from retarget import parts
 from retarget.parts import Cutouts, Skeleton, affines, choose, cut, inverse, lay_out, part_mattes, render, skeletons
 from retarget.parts import layout as laying_out
-from retarget.skeleton import MIRROR, PARENT, PART, PARTS
+from retarget.skeleton import MIRROR, PARENT, PART, PARTS, J
 
 LIMBS = [i for i, name in enumerate(PARTS) if "arm" in name or "leg" in name]
 IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -227,6 +227,21 @@ def test_a_limb_in_the_air_stands_more_alone_than_one_before_the_body(puppet):
     alone = [part_mattes(skeletons(puppet.track(b)), puppet.matte(b))[2] for b in (out, crossed)]
     arm = PART["left_lower_arm"]
     assert alone[0][arm] > alone[1][arm] + 0.2
+
+
+def test_the_torso_leaves_the_face_to_the_head(puppet):
+    body = puppet.body()
+    own, _, _ = part_mattes(skeletons(puppet.track(body)), puppet.matte(body))
+    for joint in ("nose", "left_eye", "right_eye"):
+        x, y = body[J[joint], :2].astype(int)
+        assert own[PART["head"], y, x] > 0.95
+        assert own[PART["torso"], y, x] < 0.05
+    face = own[:, : int(body[J["nose"], 1]) + 2]
+    assert face[PART["torso"]].max() < 0.05 < face[PART["head"]].max()
+    # But both own the neck, so that bending tears no gap.
+    x, y = (0.7 * body[[11, 12], :2].mean(0) + 0.3 * body[[7, 8], :2].mean(0)).astype(int)
+    assert own[PART["head"], y, x] > 0.5
+    assert own[PART["torso"], y, x] > 0.5
 
 
 def test_nobody_owns_an_empty_matte(puppet):

@@ -557,6 +557,7 @@ def sound(path: Path) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.reliability("1. Resume", "drive killed at 20 random moments", "the same frames to the bit, nothing left")
 def test_drive_killed_at_random_moments(command: Command, tmp_path: Path) -> None:
     seed = int(os.environ.get("RETARGET_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)

@@ -71,6 +71,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 @pytest.mark.reliability("1. Resume", f"personalize killed at {KILLS} random moments", "same avatar, bit for bit")
 def test_killed_at_random_moments_it_makes_the_same_avatar(nursery, tiny_me, tmp_path, monkeypatch):

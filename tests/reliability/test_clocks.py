@@ -164,6 +164,7 @@ def test_sound_tracks(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.reliability(SECTION, "10 minutes at 29.97 frames/s", "sound and pictures drift by less than a frame")
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])  # the sound is copied, or encoded anew
 def test_ten_minutes_without_drift(make: Callable[..., bytes], tmp_path: Path, suffix: str) -> None:

@@ -20,7 +20,7 @@ from retarget import checkpoint, weights
 
 from .conftest import visible
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 KILLS = 3
 
 
