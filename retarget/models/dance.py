@@ -32,7 +32,7 @@ from ..heatmaps import POSE_CHANNELS, pose_maps, stack_poses
 from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
 from .base import Batch, Frame, Poses, References, RetargetModel
-from .layers import UNet
+from .layers import UNet, resized
 from .losses import VGG19, DanceObjective, LossWeights
 
 Box = tuple[int, int, int, int]
@@ -249,7 +249,7 @@ class Dance(RetargetModel):
             plates.append(_plate(person, condition, b)[inside])
             persons.append(moved[inside])
             truths.append(torch.cat([truth.rgb[b], truth.matte[b]])[inside])
-        parts_, behind, true = (_shrunk(torch.stack(x), small) for x in (persons, plates, truths))
+        parts_, behind, true = (resized(torch.stack(x), small) for x in (persons, plates, truths))
         return Moved(condition.maps, parts_, behind), None, Frame(true[:, :3], true[:, 3:])
 
     def varied(self, pair: Batch, generator: torch.Generator) -> Batch:
@@ -289,7 +289,7 @@ class Dance(RetargetModel):
         """
         config, size = self.config, moved.person.shape[2:]
         small = moved.maps.shape[2:]
-        person, plate = (_shrunk(x, small) for x in (moved.person, moved.plate))
+        person, plate = (resized(x, small) for x in (moved.person, moved.plate))
         answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
         flow, colour, shade = _calm(torch.cat([answer[:, :2], answer[:, 3:]], 1)).split((2, 3, 1), 1)
         around = F.avg_pool2d(person, 5, 1, 2, count_include_pad=False)
@@ -425,7 +425,7 @@ def _plate(person: Person, condition: DanceCondition, item: int) -> Tensor:
     """The plate at the size that is drawn, with the contact shadow."""
     plate = person.plate
     if tuple(plate.shape[1:]) != tuple(condition.size):
-        plate = _shrunk(plate[None], condition.size)[0]
+        plate = resized(plate[None], condition.size)[0]
     if person.shadow > 0:
         shade = parts.contact(condition.skeletons[item], condition.size, condition.zoom, plate)
         plate = plate * (1 - person.shadow * shade)
@@ -466,13 +466,3 @@ def _surroundings(
         boxes.append((x0, y0, x0 + int(extent[0]), y0 + int(extent[1])))
     shrink = min(1.0, density / metre)
     return tuple(boxes), (max(8, round(float(extent[1]) * shrink)), max(8, round(float(extent[0]) * shrink)))
-
-
-def _shrunk(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, H, W) resized to `size`: averaged by the whole factor, then bilinear. Much faster on a CPU than `area`."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    factor = min(x.shape[2] // size[0], x.shape[3] // size[1])
-    if factor > 1:
-        x = F.avg_pool2d(x, factor)
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)

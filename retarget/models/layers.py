@@ -32,7 +32,7 @@ def within(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, H, W) in another size (h, w): averaged by the whole factor, then bilinear."""
+    """(B, C, H, W) in another size (h, w): averaged by the whole factor, then bilinear; faster than `area`."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
     factor = min(x.shape[2] // size[0], x.shape[3] // size[1])
