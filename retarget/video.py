@@ -633,7 +633,7 @@ def open_writer(
         metadata: tags of the file; any keys, read back by `read_metadata`.
         crf: quality of x264, 0 (best) to 51; of VP9 on its own scale, 12 added.
         timestamps: seconds of each frame after the first, increasing; kept to 1/90000 s.
-        colour: tag of the matrix, normally `VideoInfo.colour` of the video the pixels come from.
+        colour: matrix of Y'CbCr, and its tag, normally `VideoInfo.colour` of the video the pixels come from.
 
     Raises UsageError for a suffix that cannot be, StorageError when the folder is missing or cannot be written or the
     disk is full, VideoError when ffmpeg fails or no frame was written.
