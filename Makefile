@@ -18,6 +18,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STEPS ?= 40
 FUZZ ?= 200
+# Tests side by side: they start few large computations and many small ones.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 SEED ?= 1
 
 help:
@@ -53,13 +55,13 @@ demo: .venv/.setup
 	@echo "The person of examples/me.mp4 dances as in examples/dance.mp4: $(CURDIR)/out.mp4"
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not long'
+	$(PYTEST) -m 'not long'
 
 bench: .venv/.setup
 	$(BIN)/python benchmarks/bench.py

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from . import __version__, folders, weights
 from .console import duration, explain, size
 from .errors import RetargetError
+from .models import MODELS
 from .types import Progress, Silent
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ PICTURE: Final = Path(__file__).parent / "_assets" / "person.jpg"
 """A synthetic person (CC0), 480x640."""
 FRAME: Final = (384, 512)
 """(width, height) of the frame whose rendering is timed."""
+SMALL: Final = (192, 256)
+"""The same for each model."""
 LOW_DISK, NO_DISK = 2_000_000_000, 200_000_000
 _REINSTALL: Final = "Install it again: pip install --force-reinstall retarget"
 
@@ -70,11 +73,12 @@ def examine(device: str = "auto", precision: str = "auto", *, progress: Progress
         ("folders", _folders),
         ("disk", _disk),
         ("speed", lambda: _speed(compute[0])),
+        *((name, lambda name=name: _model(name, compute[0])) for name in MODELS),
     ]
     results = []
     progress.stage("Examining", len(checks))
     for name, check in checks:
-        if name in ("kernel", "precision", "memory", "speed") and not compute:
+        if name in ("kernel", "precision", "memory", "speed", *MODELS) and not compute:
             results.append(Check(name, "fail", "not examined: there is no device", "Mend the device first."))
         else:
             results.append(_guarded(name, check))
@@ -291,11 +295,22 @@ def _existing() -> Iterator[Path]:
 
 
 def _speed(compute: Compute) -> Check:
-    from .drive import benchmark_frame
+    from .benchmark import benchmark_frame
 
-    seconds = benchmark_frame(size=FRAME, device=str(compute.device))
+    seconds = benchmark_frame(size=FRAME, device=str(compute.device)).seconds
     text = f"about {seconds:.3f} s per frame of {FRAME[0]}x{FRAME[1]} on {compute.device} ({1 / seconds:.1f} frames/s)"
     return Check("speed", "ok", text, figures={"seconds_per_frame": seconds, "size": list(FRAME)})
+
+
+def _model(name: str, compute: Compute) -> Check:
+    """A frame of one model."""
+    from .benchmark import benchmark_frame
+
+    found = benchmark_frame(name, SMALL, str(compute.device))
+    known = "learned weights" if found.learned else "no learned weights: train some, or use another --model"
+    text = f"{known}; {found.parameters / 1e6:.1f} million parameters, {found.seconds:.3f} s per {SMALL[0]}x{SMALL[1]}"
+    figures = {"learned": found.learned, "parameters": found.parameters, "seconds_per_frame": found.seconds}
+    return Check(name, "ok", text, figures=figures)
 
 
 def _wait(compute: Compute) -> None:

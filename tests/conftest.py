@@ -18,6 +18,9 @@ from retarget.types import Silent
 
 # As `retarget` sets it, which test modules import after torch: waiting threads that spin make torch ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Cores are shared out among the workers already.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ("reliability.report",)
 

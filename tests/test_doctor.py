@@ -15,10 +15,11 @@ import torch
 from retarget import device, doctor, weights
 from retarget.doctor import Check, examine
 from retarget.errors import VideoError, WeightsError
+from retarget.models import MODELS
 
 NAMES = [
     "python", "packages", "device", "kernel", "precision", "memory", "ffmpeg", "pose", "weights", "folders", "disk",
-    "speed",
+    "speed", *MODELS,
 ]  # fmt: skip
 
 
@@ -38,6 +39,9 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     assert checks["pose"].figures["found"]
     assert 0.05 < checks["pose"].figures["person_share"] < 0.25  # what the person covers of the picture
     assert 0 < checks["speed"].figures["seconds_per_frame"] < 60
+    for name in MODELS:
+        assert checks[name].figures["learned"] == (f"{name} bundled" in checks["weights"].text)
+        assert checks[name].figures["seconds_per_frame"] > 0
     assert checks["folders"].figures["data"] == str(tmp_path / "home")
     left = [p for p in (tmp_path / "home").rglob("*") if p.is_file() and "cache" not in p.parts]
     assert left == []
@@ -54,7 +58,7 @@ def test_a_missing_device_fails_and_what_depends_on_it_is_not_examined(monkeypat
     assert checks["device"].status == "fail"
     assert "CUDA was asked for" in checks["device"].text
     assert "--device cpu" in checks["device"].remedy
-    for name in ("kernel", "precision", "memory", "speed"):
+    for name in ("kernel", "precision", "memory", "speed", *MODELS):
         assert checks[name].status == "fail"
         assert "not examined" in checks[name].text
 

@@ -19,7 +19,7 @@ from retarget import device, video
 from retarget import drive as public
 from retarget.avatar import Avatar
 from retarget.background import solid_colour
-from retarget.drive import DriveOptions, benchmark_frame, load, marked, movement, pictures, tags
+from retarget.drive import DriveOptions, load, marked, movement, pictures, tags
 from retarget.errors import AvatarError, InputError, RetargetError, StorageError, UsageError, VideoError
 from retarget.models.dance import Dance
 from retarget.pose import Motion, save_motion
@@ -489,10 +489,6 @@ def test_pictures_come_one_by_one(cast, track):
     assert first.shape == (80, 64, 3)
     assert first.dtype == np.uint8
     stream.close()
-
-
-def test_the_benchmark_measures_seconds():
-    assert 0 < benchmark_frame((96, 128), "cpu") < 20
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
