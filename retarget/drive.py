@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -586,55 +585,3 @@ def side_by_side(left: Image, right: Image) -> Image:
     import numpy as np
 
     return np.concatenate([left, right], axis=1)
-
-
-def benchmark_frame(size: tuple[int, int] = (384, 512), device: str = "auto") -> float:
-    """Seconds per rendered frame of the model `dance` with both nets at work, on a made-up person.
-
-    Args:
-        size: (width, height) of the frame.
-        device: see `device.choose`.
-    """
-    import numpy as np
-    import torch
-
-    from . import device as devices
-    from .models import build
-    from .models.base import References
-    from .references import poses
-
-    compute = devices.choose(device)
-    rng = np.random.default_rng(0)
-    width, height = size
-    stand = np.array(
-        [(0, -70)] * 11 + [(-18, -50), (18, -50), (-24, -22), (24, -22), (-26, 3), (26, 3)]
-        + [(-27, 10), (27, 10), (-27, 10), (27, 10), (-25, 8), (25, 8)]
-        + [(-11, 0), (11, 0), (-12, 42), (12, 42), (-12, 80), (12, 80), (-12, 84), (12, 84), (-18, 86), (18, 86)],
-        float,
-    ) * (height / 190) + (width / 2, height / 2)  # fmt: skip
-    stand[:11] += rng.normal(0, 0.02 * height, (11, 2))
-    count = 2
-    body = np.concatenate([stand + rng.normal(0, 0.01 * height, (count, 33, 2)), np.zeros((count, 33, 1)),
-                           np.ones((count, 33, 1))], 2).astype(np.float32)  # fmt: skip
-    none = np.full((count, 468, 3), np.nan, np.float32)
-    track = PoseTrack(body, body[..., :3] / height, none, none[:, :42].reshape(count, 2, 21, 3), size)
-    matte = torch.zeros(1, count, 1, height, width)
-    matte[..., height // 10 : -height // 10, width // 4 : -width // 4] = 1
-    model = build("dance").to(compute.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0, 0.01)
-    with torch.inference_mode():
-        person = model.encode(
-            References(
-                torch.rand(1, count, 3, height, width, device=compute.device), matte, poses(track),
-                torch.zeros(1, 3, height, width, device=compute.device),
-            )
-        )  # fmt: skip
-    times = []
-    walk = track.select([i % count for i in range(6)])
-    last = time.perf_counter()
-    for _ in pictures(model, person, walk, size, compute):
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-    return float(np.median(times[2:]))
