@@ -32,6 +32,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise StorageError(f"{path} cannot be written: {error}.", "Free some space.") from error
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """The numbers and sentences of what `save` wrote, without its tensors; {} where there is none, or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()["others"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}
+
+
 def load(path: Path) -> dict[str, Any] | None:
     """What `save` wrote, tensors on the CPU; None when there is no such file.
 

@@ -157,6 +157,9 @@ def personalize(
     crop: Annotated[
         Literal["auto", "head", "none"], typer.Option(help="Squares around the head, or whole pictures.")
     ] = _P.crop,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FOLDER|VIDEO", help="Label maps, one per picture, of a street scene.")
+    ] = None,
     device: DeviceOption = _P.device,
     precision: PrecisionOption = _P.precision,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = _P.seed,
@@ -165,7 +168,7 @@ def personalize(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make an avatar of the person in a video or in photos."""
+    """Make an avatar of the person in a video or in photos; or, with --labels, of a street scene."""
     from . import forecast
     from .avatar import check_name
     from .device import choose
@@ -180,13 +183,13 @@ def personalize(
     _model(model)
     if name is not None:
         name = check_name(name)
-    for path in inputs:
+    for path in (*inputs, *([] if labels is None else [labels])):
         _readable(path)
     console = _console(ctx, goes_on=True)
     chosen = PersonalizeOptions(
         frames=frames, steps=steps, name=name, model=model, preset=preset, init=init, size=size, pick=picked,
-        person=person,
-        background=background, crop=crop, device=device, precision=precision, seed=seed, restart=restart,
+        person=person, background=background, crop=crop, labels=None if labels is None else str(labels),
+        device=device, precision=precision, seed=seed, restart=restart,
     )  # fmt: skip
     with forecast.announced(
         lambda: forecast.personalize(expand(inputs), chosen, choose(device, precision)), console, yes=yes
@@ -203,7 +206,7 @@ def personalize(
 @app.command()
 def drive(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Option(help="The video whose motion is taken.")],
+    source: Annotated[Path, typer.Option(help="The video whose motion is taken; of a scene, label maps.")],
     out: Annotated[Path, typer.Option(help="The video to write.")],
     avatar: Annotated[
         str | None,
@@ -643,11 +646,14 @@ def _numbers(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def _config(words: Sequence[str]) -> dict[str, float]:
-    """`--config width=24 --config flow=0.1` as a dictionary."""
-    out: dict[str, float] = {}
+def _config(words: Sequence[str]) -> dict[str, float | str]:
+    """`--config width=24 --config flow=0.1 --config conditioning=face` as a dictionary."""
+    out: dict[str, float | str] = {}
     for word in words:
         name, _, value = word.partition("=")
+        if name == "conditioning":
+            out[name] = value
+            continue
         try:
             out[name] = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:

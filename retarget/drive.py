@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from .avatar import Avatar
     from .device import Compute
     from .faces import Talk
+    from .labels import LabelMaps, LabelTrack
     from .models.base import Identity, RetargetModel
     from .motion import Movement
     from .video import VideoInfo
 
 PLATE_FRAMES = 40
+MEMORY = "memory.safetensors"
+"""In the folder of an unfinished video: what the next frame has to know."""
 SMALLER = {"the full size": 1, "half the size, enlarged": 2, "a quarter of the size, enlarged": 4}
 """How frames are drawn when memory is short: words → by what the size is divided."""
 
@@ -86,7 +89,7 @@ def drive(
 
     Args:
         avatar: an avatar, its name, its folder, or None for the one personalised last.
-        source: a video, or a motion file (`pose.save_motion`).
+        source: a video, or a motion file (`pose.save_motion`); of a scene, a folder or a video of label maps.
         out: the video to write: .mp4, .mov, .mkv or .webm; it appears under its name when it is complete. A run that
             was interrupted is gone on with by the next one of the same inputs and options.
         options: how; keyword arguments named like its fields change single ones.
@@ -115,6 +118,10 @@ def drive(
 
     with device.enough_memory("loading the avatar"):
         model, identity, stored = load(avatar, compute)
+    if source.is_dir() and model.subject != "scene":
+        raise UsageError(
+            f"{source} is a folder, and the avatar {avatar.name} is of a person.", "Give a video of a person."
+        )
     with device.enough_memory("estimating the poses"):
         track = movement(source, avatar, stored, options, progress, model.subject)
     home = None
@@ -177,6 +184,8 @@ def load(avatar: Avatar, compute: Compute) -> tuple[RetargetModel, Identity, dic
         check_stored(stored, avatar.meta.size, avatar.meta.frames)
         if not all(bool(torch.from_numpy(v).isfinite().all()) for v in state.values()):
             raise ValueError("its network holds values that are not numbers")
+        if (model.subject == "scene") != ("labels" in stored):
+            raise ValueError("its network and its references are of different kinds")
         if state:
             model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         known = references(stored)
@@ -197,8 +206,8 @@ def movement(
     options: DriveOptions,
     progress: Progress,
     subject: str = "body",
-) -> Movement | Talk:
-    """The poses to draw, in pixels of the avatar's picture: one per frame of the source's piece.
+) -> Movement | Talk | LabelMaps:
+    """The poses to draw, in pixels of the avatar's picture: one per frame of the source's piece; of a scene, the maps.
 
     subject: which of the driver's movements are fitted to the avatar, see `RetargetModel.subject`.
     """
@@ -206,15 +215,19 @@ def movement(
     from .motion import Movement, body_of
     from .pose import Motion, PoseOptions, estimated
     from .references import stored_track
+    from .streets import driver
+
+    if subject == "scene":
+        return driver(source, avatar, options, progress)
 
     def motion() -> Motion:
         who = PoseOptions(person=options.person)
-        return estimated(source, who, start=options.start, end=options.end, progress=progress)
+        return estimated(source, who, start=options.start, end=options.end, restart=options.restart, progress=progress)
 
     # Nobody but the movement holds the motion: it is let go once what follows from it is known.
     if subject == "head" and options.align == "auto":
-        driver = Movement(motion(), smoothness=options.smooth, body=None, size=None, progress=progress)
-        return Talk(driver, stored_track(stored, "track"), avatar.size)
+        speaker = Movement(motion(), smoothness=options.smooth, body=None, size=None, progress=progress)
+        return Talk(speaker, stored_track(stored, "track"), avatar.size)
     body = body_of(stored_track(stored, "track")) if options.align == "auto" else None
     return Movement(motion(), smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 
@@ -223,7 +236,7 @@ def render(
     avatar: Avatar,
     model: RetargetModel,
     identity: Identity,
-    track: Movement | Talk,
+    track: Movement | Talk | LabelMaps,
     source: Path,
     out: Path,
     options: DriveOptions,
@@ -234,10 +247,11 @@ def render(
     """Draw every pose of the track that no run before has drawn, and write the video."""
     from . import folders
     from .faces import paste
+    from .labels import LabelMaps
     from .references import working_size
     from .video import open_reader, open_segments, probe, timestamps
 
-    info = None if source.suffix == ".npz" else probe(source)
+    info = None if source.suffix == ".npz" or source.is_dir() else probe(source)
     if info is not None and info.damage:
         progress.warn(info.damage)
     size = avatar.size
@@ -248,8 +262,12 @@ def render(
     spacing = timestamps(source, options.start, options.end) if info is not None and info.variable else None
     shown = size if home is None else (home.picture.shape[1], home.picture.shape[0])
     if options.compare:
-        assert info is not None
-        beside = (working_size(round(info.width * shown[1] / info.height), shown[1], 1 << 30)[0], shown[1])
+        if isinstance(track, LabelMaps):
+            width, height = track.full
+        else:
+            assert info is not None
+            width, height = info.width, info.height
+        beside = (working_size(round(width * shown[1] / height), shown[1], 1 << 30)[0], shown[1])
         shown = (beside[0] + shown[0], shown[1])
     what = everything(avatar, source, out, options, compute)
     metadata = tags(avatar)
@@ -269,7 +287,9 @@ def render(
             first, memory, notes = 0, Memory(), []
         plates = stack.enter_context(backgrounds(options, source, info, size, progress, first))
         originals: Iterator[Image] | None = None
-        if options.compare and first < len(track):
+        if options.compare and isinstance(track, LabelMaps):
+            originals = track.pictures(first, beside)
+        elif options.compare and first < len(track):
             originals = stack.enter_context(
                 open_reader(source, start=options.start, end=options.end, size=beside, skip=first)
             )
@@ -300,29 +320,46 @@ def everything(
     avatar: Avatar, source: Path, out: Path, options: DriveOptions, compute: Compute
 ) -> dict[str, str | int | float | bool | None]:
     """All that decides the pictures: what was made of anything else cannot be gone on with."""
-    import torch
-
-    from . import __version__
-    from .pose import digest
-    from .video import SEGMENT, ffmpeg
-
     person = hashlib.sha256(repr(sorted(avatar.meta.config.items())).encode())
     for group in (avatar.tensors(), avatar.state()):
         for name, array in sorted(group.items()):
             person.update(f"{name} {array.dtype} {array.shape}".encode())
             person.update(array.tobytes())
+    return decided(avatar, source, out, options, compute) | {"content": person.hexdigest()}
+
+
+def decided(
+    avatar: Avatar, source: Path, out: Path, options: DriveOptions, compute: Compute
+) -> dict[str, str | int | float | bool | None]:
+    """As `everything`, as far as it costs next to nothing: without what is in the avatar."""
+    import torch
+
+    from . import __version__
+    from .labels import content
+    from .pose import digest
+    from .video import SEGMENT, ffmpeg
+
     chosen = asdict(options)
     del chosen["restart"]
     if Path(options.background).is_file():
         chosen["background"] = digest(Path(options.background))
     return chosen | {
-        "source": digest(source),
-        "avatar": f"{avatar.id} {avatar.model} {person.hexdigest()}",
+        "source": content(source),
+        "avatar": f"{avatar.id} {avatar.model}",
         "kind": out.suffix.lower(),
         "device": compute.device.type,
         "precision": compute.precision,
         "versions": f"{__version__} {torch.__version__} {Path(ffmpeg()).name} {SEGMENT}",
     }
+
+
+def drawn_before(avatar: Avatar, source: Path, out: Path, options: DriveOptions, compute: Compute) -> int:
+    """How many frames an interrupted run of the same has left. For a look only."""
+    from . import folders
+    from .checkpoint import facts
+
+    folder = folders.unfinished("drive", decided(avatar, source, out, options, compute))
+    return 0 if folder is None or options.restart else int(facts(folder / MEMORY).get("frame", 0))
 
 
 class Home(NamedTuple):
@@ -356,7 +393,7 @@ def remember(folder: Path, frame: int, model: RetargetModel, memory: Memory, not
     if memory.coarse is not None:
         tensors["coarse"] = memory.coarse.cpu().contiguous()
     said = {"frame": frame, "shrink": memory.shrink, "exact": memory.exact, "notes": list(notes)}
-    save(folder / "memory.safetensors", tensors | said)
+    save(folder / MEMORY, tensors | said)
 
 
 def recalled(folder: Path, model: RetargetModel, compute: Compute) -> tuple[int, Memory, list[str]]:
@@ -364,7 +401,7 @@ def recalled(folder: Path, model: RetargetModel, compute: Compute) -> tuple[int,
     from .checkpoint import load
 
     try:
-        known = load(folder / "memory.safetensors")
+        known = load(folder / MEMORY)
     except ValueError:
         known = None
     if known is None:
@@ -377,7 +414,7 @@ def recalled(folder: Path, model: RetargetModel, compute: Compute) -> tuple[int,
 def pictures(
     model: RetargetModel,
     identity: Identity,
-    track: PoseTrack | Movement | Talk,
+    track: PoseTrack | Movement | Talk | LabelMaps,
     size: tuple[int, int],
     compute: Compute,
     plates: Iterator[Image] | None = None,
@@ -407,10 +444,12 @@ def pictures(
         OutOfMemory: not even a quarter of the size can be drawn.
         DeviceError: a frame is not finite in fp32.
     """
+    import cv2
+    import numpy as np
     import torch
 
     from .device import Ladder
-    from .references import pixels, poses
+    from .references import pixels, seen_in
 
     progress, notes = progress or Silent(), [] if notes is None else notes
     latest = [Memory()] if latest is None else latest
@@ -420,7 +459,7 @@ def pictures(
     if memory.exact:
         compute = compute.full_precision()
     if first:
-        recent = poses(track.select(range(max(0, first - model.window), first))).to(compute.device)
+        recent = seen_in(track.select(range(max(0, first - model.window), first))).to(compute.device)
         width, height = (side // memory.shrink for side in size)
         memory = memory._replace(condition=model.condition(recent, (height, width)))
     if transparent:
@@ -434,25 +473,32 @@ def pictures(
                 identity = model.before(identity, pixels(plate)[None].to(compute.device))
         frame = partial(_drawn, model, identity, track.select([t]), size, memory, transparent, calm)
         picture, remembered = ladder.run(partial(frame, compute))
-        if not picture.isfinite().all() and compute.precision != "fp32":
+        if not finite(picture) and compute.precision != "fp32":
             notes.append(f"Frame {t} was not finite in {compute.precision}: from there on in fp32.")
             progress.warn(notes[-1])
             compute = compute.full_precision()
             memory = memory._replace(exact=True)
             picture, remembered = ladder.run(partial(frame, compute))
-        if not picture.isfinite().all():
+        if not finite(picture):
             raise DeviceError(
                 f"Frame {t} cannot be drawn: its pixels are not finite.",
                 "Try --device cpu; if that does not help, make the avatar anew with retarget personalize.",
             )
         memory = latest[0] = remembered._replace(exact=memory.exact)
-        yield picture.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        # OpenCV interleaves the channels faster than torch does.
+        planes = picture.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+        yield np.asarray(cv2.merge(list(planes)), np.uint8)
+
+
+def finite(picture: Tensor) -> bool:
+    """Whether all of it is finite. A sum, which what is not finite spoils, is far faster than a look at each."""
+    return bool(picture.sum().isfinite()) or bool(picture.isfinite().all())
 
 
 def _drawn(
     model: RetargetModel,
     identity: Identity,
-    pose: PoseTrack,
+    pose: PoseTrack | LabelTrack,
     size: tuple[int, int],
     memory: Memory,
     transparent: bool,
@@ -464,12 +510,12 @@ def _drawn(
     import torch
     import torch.nn.functional as F
 
-    from .references import poses
+    from .references import seen_in
 
     width, height = (side // shrink for side in size)
     before = memory if memory.shrink == shrink else Memory()
     with torch.inference_mode(), compute.autocast():
-        condition = model.condition(poses(pose).to(compute.device), (height, width), before.condition)
+        condition = model.condition(seen_in(pose).to(compute.device), (height, width), before.condition)
         frame, state = model(condition, identity, before.state)
         rgb, matte, coarse = frame.rgb.float(), frame.matte, None
         if shrink > 1:

@@ -116,11 +116,15 @@ def sweep(folder: Path, *, older: float = LEFT_BEHIND) -> None:
 def locked(path: Path, what: str, *, patience: float = PATIENCE) -> Iterator[None]:
     """Alone among all processes that lock the same path; the lock, `.NAME.lock` beside it, ends with the process.
 
+    Its file goes before the lock does: whoever has opened it, and still waits, finds that it has no name any more (so
+    does `filelock` from 3.20.4 on), and takes that of the next one.
+
     Raises StorageError when another one has it for longer than `patience` seconds; `what` is the sentence's subject.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(made(path.parent) / f".{path.name}.lock", timeout=patience)
+    file = made(path.parent) / f".{path.name}.lock"
+    lock = FileLock(file, timeout=patience)
     try:
         lock.acquire()
     except Timeout:
@@ -132,6 +136,8 @@ def locked(path: Path, what: str, *, patience: float = PATIENCE) -> Iterator[Non
     try:
         yield
     finally:
+        with suppress(OSError):
+            file.unlink()
         lock.release()
 
 
@@ -176,14 +182,31 @@ def _forget(folder: Path, gone: Path) -> None:
 
 
 def _forget_old(folder: Path) -> None:
-    """Delete unfinished work that nobody took up again."""
+    """Delete unfinished work that nobody took up again, and the locks of killed processes."""
     for path in folder.iterdir():
         try:
-            if path.is_dir() and time.time() - path.stat().st_mtime > KEPT:
+            if time.time() - path.stat().st_mtime <= KEPT:
+                continue
+            if path.is_dir():
                 with locked(path, str(path), patience=0):
                     shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".lock":
+                with locked(path.with_name(path.stem.removeprefix(".")), str(path), patience=0):
+                    pass
         except (OSError, StorageError):
             continue
+
+
+def unfinished(kind: str, what: Mapping[str, Any]) -> Path | None:
+    """The folder of work that somebody left, or is at, and that is decided by all of `what` among other things; of
+    several the latest. For a look only: it is not locked. See `work`."""
+    told = json.loads(json.dumps(what))
+    found: list[tuple[float, Path]] = []
+    for path in (cache_dir() / "work").glob(f"{kind}-*/what.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            if told.items() <= json.loads(path.read_text(encoding="utf-8")).items():
+                found.append((path.parent.stat().st_mtime, path.parent))
+    return max(found)[1] if found else None
 
 
 _REMEDY = "Make it writable, or set the environment variable RETARGET_HOME to a folder that is."

@@ -4,7 +4,8 @@
 
 Time: stages × rates that this machine was measured at. Every run that ends well corrects them (`Stopwatch`); before the
 first one, they are what two cores of a server CPU took. Memory and disk: coefficients that were measured as written at
-each of them. Forecasts cost nothing but a look at the inputs' headers, which the command needs anyway.
+each of them. Poses in the cache, and what an interrupted run of the same has finished, take no time. Forecasts cost
+nothing but a look at the inputs, which the command needs anyway.
 """
 
 from __future__ import annotations
@@ -101,16 +102,19 @@ class Need:
 def personalize(inputs: Sequence[Path], options: PersonalizeOptions, compute: Compute) -> Need:
     """Of `retarget personalize`. Memory: 240x320 to 960x1280, K = 5 and 10, two seconds of video, peak of all
     processes: 1.3, 1.5, 3.5 and (K = 10, 480x640) 2.4 GB. Disk: the stored arrays, and as much for checkpoints."""
+    from .personalize import steps_before
     from .references import LONGEST
 
     frames, pixels = 0.0, options.size**2 * 4 / 3
     if len(inputs) == 1 and (info := _probe(inputs[0])) is not None:
-        frames = info.fps * min(info.duration, LONGEST)
         pixels = _area(info.width, info.height, options.size)
+        end = LONGEST if info.duration > LONGEST + 1 and not options.pick else None
+        frames = 0.0 if options.labels else _poses(inputs[0], options.person, 0.0, end, options.restart)
+    done = 0 if options.restart else steps_before(inputs, options, compute)
     k = len(options.pick) or options.frames
     return Need(
         "personalize",
-        {"pose": (frames, 1.0), "step": (options.steps, 1.0)},
+        {"pose": (frames, 1.0), "step": (max(0, options.steps - done), 1.0)},
         _making(k, pixels, frames),
         25e6 + 20 * pixels * (k + 1),
         folders.data_dir(),
@@ -121,19 +125,25 @@ def personalize(inputs: Sequence[Path], options: PersonalizeOptions, compute: Co
 def drive(avatar: Avatar, source: Path, out: Path, options: DriveOptions, compute: Compute) -> Need:
     """Of `retarget drive`. Memory: avatars of 240x320, 480x640, 960x1280 at their size, and of 480x640 at 1080x1440,
     45 frames, peak of all processes: 0.7, 0.9, 2.7 and 1.3 GB."""
+    from .drive import drawn_before
+
     pixels, frames = float(avatar.size[0] * avatar.size[1]), 0.0
     drawn = pixels if options.size is None else pixels * (options.size / min(avatar.size)) ** 2
     shown = drawn * (2 if options.compare else 1)
-    info = _probe(source)
+    info = _maps(source, float(avatar.fps)) if source.is_dir() else _probe(source)
+    poses = 0.0
     if info is not None:
         end = info.duration if options.end is None else min(options.end, info.duration)
         frames = max(0.0, info.fps * (end - options.start))
+        if not avatar.meta.options.get("labels"):
+            poses = _poses(source, options.person, options.start, options.end, options.restart)
+    left = max(0.0, frames - drawn_before(avatar, source, out, options, compute))
     coded = CODED.get(out.suffix.lower(), PLAIN) if options.background == "transparent" else PLAIN
     return Need(
         "drive",
-        {"pose": (frames, 1.0), "picture": (frames, drawn / 1e6)},
-        0.65e9 + 1600 * pixels + 250 * shown + _waiting(frames),
-        2 * coded * shown / 1e6 * frames + 10e6,  # the finished segments, and the video that is made of them
+        {"pose": (poses, 1.0), "picture": (left, drawn / 1e6)},
+        0.65e9 + 1600 * pixels + 250 * shown + _waiting(poses),
+        coded * shown / 1e6 * (frames + left) + 10e6,  # the finished segments, and the video that is made of them
         out.absolute().parent,
         machine(compute, avatar.model),
     )
@@ -212,6 +222,18 @@ def _probe(path: Path) -> _Info | None:
         return None
     info = probe(path)
     return _Info(float(info.fps), float(info.duration), info.width, info.height)
+
+
+def _poses(path: Path, person: str, start: float, end: float | None, restart: bool) -> float:
+    """Frames whose poses are still to be estimated."""
+    from .pose import PoseOptions, remaining
+
+    return remaining(path, PoseOptions(person=person), start=start, end=end, restart=restart)
+
+
+def _maps(folder: Path, fps: float) -> _Info:
+    """What a folder of label maps is like."""
+    return _Info(fps, sum(1 for _ in folder.glob("*.png")) / fps, 0, 0)
 
 
 @dataclass(frozen=True)

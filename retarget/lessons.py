@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from . import weights
+from .labels import LabelTrack
 from .metrics import foreground_psnr, foreground_ssim
 from .models.base import Batch, Frame, Objective, RetargetModel, rollout, stacked
 from .models.losses import VGG19, matte_loss, pyramid_loss
 from .models.parsing import Parser
-from .references import Gathered, pixels, poses, references, working_size
+from .references import Gathered, pixels, references, seen_in, working_size
 from .training.fit import FitOptions, FitResult, FitState, fit
 from .training.player import Compute
 from .types import PoseTrack
@@ -64,7 +65,7 @@ class Lessons:
         count = len(gathered.frames)
         self.identity = self._encode(references(stored, size=self.size))
         self.left_out = count > 1
-        windows = [w.scaled(self.size) for w in gathered.windows]
+        windows = [gathered.window(k).scaled(self.size) for k in range(count)]
         truths = [self._truth(gathered, k) for k in range(count)]
         if count == 1:
             identities = [[self._encode(self._warped(stored, gathered, n))] for n in range(3)]
@@ -90,17 +91,20 @@ class Lessons:
             for k, known in enumerate(identities)
         ]
         self.held_out = self.pairs.pop(validation)[0] if validate else self.pairs[0][0]
+        self.plain = self._plain(self.held_out.truth)
 
     def _encode(self, known: Any) -> Any:
         return self.model.encode(known.to(self.compute.device))
 
-    def _pair(self, window: PoseTrack, identity: Any, truth: Frame, noise: np.random.Generator | None) -> Batch:
-        if noise is not None:
+    def _pair(
+        self, window: PoseTrack | LabelTrack, identity: Any, truth: Frame, noise: np.random.Generator | None
+    ) -> Batch:
+        if noise is not None and isinstance(window, PoseTrack):
             sigma = JITTER * min(self.size)
             body = window.body.copy()
             body[..., :2] += noise.normal(0, sigma, (1, *body.shape[1:2], 2)).astype(np.float32)
             window = replace(window, body=body)
-        condition = self.model.condition(poses(window).to(self.compute.device), (self.size[1], self.size[0]))
+        condition = self.model.condition(seen_in(window).to(self.compute.device), (self.size[1], self.size[0]))
         condition, known, shown = self.model.ahead(condition, identity, truth)
         return Batch(condition, known, None, shown)
 
@@ -123,6 +127,11 @@ class Lessons:
         frame = cv2.warpAffine(stored["frames"][0], matrix, gathered.size, borderMode=cv2.BORDER_REPLICATE)
         matte = cv2.warpAffine(stored["mattes"][0], matrix, gathered.size)
         moved = dict(stored) | {"frames": frame[None], "mattes": matte[None]}
+        if "labels" in stored:
+            maps = cv2.warpAffine(
+                stored["labels"][0], matrix, gathered.size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+            )
+            return references(moved | {"labels": maps[None]}, size=self.size)
         for key in ("pose_body", "pose_face", "pose_hands"):
             points = np.array(stored[key])
             points[..., :2] = points[..., :2] @ linear.T + matrix[:, 2]
@@ -145,7 +154,8 @@ class Lessons:
         """How far the picture left out is from being reconstructed; lower is better.
 
         By PSNR and SSIM of the person, a hundredth of SSIM being worth a fifth of a decibel. Weights that lose either
-        against the first call count as infinitely far. A person who cannot be measured is judged by `pyramid_loss`.
+        against the first call count as infinitely far, unless what it showed was no better than one colour: networks
+        that have learned nothing have nothing to lose. A person who cannot be measured is judged by `pyramid_loss`.
         """
         frame, truth = self._draw()
         figures = self._figures(frame, truth)
@@ -154,7 +164,7 @@ class Lessons:
             assert frame.matte is not None
             assert truth.matte is not None
             return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
-        if any(figures[key] < self.first[key] - LOSS[key] for key in figures):
+        if self.first["fg_psnr"] >= self.plain and any(figures[k] < self.first[k] - LOSS[k] for k in figures):
             return math.inf
         return -figures["fg_psnr"] - 20 * figures["fg_ssim"]
 
@@ -165,6 +175,17 @@ class Lessons:
         figures = self._figures(*self._draw())
         self.model.train(training)
         return figures
+
+    @staticmethod
+    def _plain(truth: Frame) -> float:
+        """PSNR of the person painted in the one colour that is best."""
+        assert truth.matte is not None
+        true = as_image(truth.rgb[0])
+        inside = truth.matte[0, 0].cpu().numpy() > 0.5
+        if not inside.any():
+            return math.nan
+        colour = true[inside].mean(0).round().astype(np.uint8)
+        return foreground_psnr(np.broadcast_to(colour, true.shape), true, inside)
 
     @staticmethod
     def _figures(frame: Frame, truth: Frame) -> dict[str, float]:

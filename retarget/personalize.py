@@ -1,6 +1,8 @@
 """`personalize`: a few pictures of a person → an avatar.
 
 video or photos ─ references (K frames, poses, mattes, plate) ─ T steps of fine-tuning ─ avatar
+
+Of a scene: pictures and label maps in the place of a person and poses (`streets`).
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ class PersonalizeOptions:
     person      `largest`, or `X,Y`: the person at this pixel of the first frame.
     background  `video`: the empty scene from the whole clip; `frames`: from the K frames alone.
     crop        `head`: squares around the head; `none`: whole pictures; `auto`: what the model was made for.
+                `few-shot-vid2vid` is drawn from the face then, and from the whole pose otherwise.
+    labels      a folder or video of label maps, one for each picture of a scene; None: the pictures show a person.
     device, precision  see `device.choose`.
     seed        of everything random.
     restart     start over, whatever an interrupted run left.
@@ -72,6 +76,7 @@ class PersonalizeOptions:
     person: str = "largest"
     background: str = "video"
     crop: str = "auto"
+    labels: str | None = None
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -85,7 +90,7 @@ def personalize(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Avatar:
-    """Make an avatar of the person in one video, or in photos, or in a folder of photos.
+    """Make an avatar of the person in one video, or in photos, or in a folder of photos; or of a scene with label maps.
 
     Whatever interrupts it, the same call goes on where it stopped, and ends with the same avatar.
 
@@ -112,13 +117,15 @@ def personalize(
     from . import device, folders
     from .preview import preview
     from .references import arrays
+    from .streets import class_count
 
     compute = device.choose(options.device, options.precision, progress=progress)
+    classes = 0 if options.labels is None else class_count(Path(options.labels), options.pick)
     name = store.check_name(options.name) if options.name else store.name_for(_origin(inputs, paths))
     # One seed for all that is random, and the caller's random numbers stay as they are.
     with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        model, weights, config = start(options.model, options.init, progress, options.preset)
+        model, weights, config = start(options.model, options.init, progress, options.preset, shown(options), classes)
         what = {"name": name, "start": [weights, config]} | deciding(paths, options, compute)
         with folders.work("personalize", what, restart=options.restart, patience=PATIENCE) as unfinished:
             notes: list[str] = []
@@ -146,7 +153,8 @@ def personalize(
                 frames=len(gathered.frames),
                 config=config,
                 fps=gathered.fps,
-                options=asdict(options) | {"inputs": [p.name for p in paths]},
+                options=asdict(options)
+                | {"inputs": [p.name for p in paths], "labels": options.labels and Path(options.labels).name},
                 weights=weights,
                 quality=quality,
                 extra={
@@ -187,6 +195,23 @@ def check(options: PersonalizeOptions) -> None:
         raise UsageError(f"There is no crop “{options.crop}”.", "Use --crop auto, head or none.")
     if len(set(options.pick)) != len(options.pick):
         raise UsageError("--pick names a frame twice.", "Name each frame once.")
+    if options.labels is not None:
+        _check_labels(options)
+
+
+def _check_labels(options: PersonalizeOptions) -> None:
+    from .models import MODELS
+
+    if options.model in MODELS and "scene" not in MODELS[options.model]().SUBJECTS:
+        able = [name for name, find in MODELS.items() if "scene" in find().SUBJECTS]
+        raise UsageError(
+            f"The model {options.model} draws people, and no label maps.", f"Use --model {' or '.join(able)}."
+        )
+    if not Path(options.labels or "").exists():
+        raise InputError(f"There is no file or folder {options.labels}.", "Give a folder or a video of label maps.")
+    for name, plain in (("crop", "auto"), ("person", "largest"), ("background", "video")):
+        if getattr(options, name) not in (plain, "none"):
+            raise UsageError(f"--{name} is for people, and --labels says that there is none.", "Leave one of them out.")
 
 
 def expand(inputs: Sequence[str | Path]) -> list[Path]:
@@ -212,10 +237,20 @@ def _origin(inputs: str | Path | Sequence[str | Path], paths: Sequence[Path]) ->
     return first if first.is_dir() else paths[0]
 
 
+def shown(options: PersonalizeOptions) -> str:
+    """What the avatar is to be of, see `RetargetModel.subject`."""
+    from .models import MODELS
+
+    if options.labels is not None:
+        return "scene"
+    if options.crop == "auto" and options.model in MODELS:
+        return MODELS[options.model]().subject
+    return "head" if options.crop == "head" else "body"
+
+
 def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
     """The references out of the input files. Raises UsageError for a mixture of videos and photos."""
     from .models import MODELS
-    from .references import from_photos, from_video
     from .video import is_image
 
     photos = [is_image(p) for p in paths]
@@ -224,26 +259,39 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
             f"{len(paths)} files were given, and {paths[photos.index(False)].name} is not a photo.",
             "Give one video, or photos only.",
         )
-    subject = MODELS[options.model]().subject
-    crop = {"auto": "head" if subject == "head" else "none"}.get(options.crop, options.crop)
-    feet = subject == "body"
-    if crop == "head":
+    subject = shown(options)
+    if subject == "scene":
+        from . import streets
+
+        return streets.gathered(
+            paths, Path(options.labels or ""), count=options.frames, size=options.size, pick=options.pick,
+            progress=progress,
+        )  # fmt: skip
+    if subject == "head":
         from . import portraits
 
         with tempfile.TemporaryDirectory(prefix="retarget-") as folder:
             portrait = portraits.cropped(
                 paths, Path(folder), size=options.size, person=options.person, whole=bool(options.pick),
-                progress=progress,
+                restart=options.restart, progress=progress,
             )  # fmt: skip
-            return portrait.of(gather(portrait.paths, replace(options, crop="none", person="largest"), progress))
-    if all(photos):
+            return portrait.of(_person(portrait.paths, replace(options, person="largest"), False, progress))
+    return _person(paths, options, MODELS[options.model]().subject == "body", progress)
+
+
+def _person(paths: Sequence[Path], options: PersonalizeOptions, feet: bool, progress: Progress) -> Gathered:
+    """`feet`: whether to warn when no picture shows them."""
+    from .references import from_photos, from_video
+    from .video import is_image
+
+    if all(map(is_image, paths)):
         return from_photos(
             paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, feet=feet,
             progress=progress,
         )  # fmt: skip
     return from_video(
         paths[0], count=len(options.pick) or options.frames, size=options.size, pick=options.pick,
-        person=options.person, plate_from=options.background, feet=feet, progress=progress,
+        person=options.person, plate_from=options.background, feet=feet, restart=options.restart, progress=progress,
     )  # fmt: skip
 
 
@@ -255,17 +303,29 @@ def deciding(paths: Sequence[Path], options: PersonalizeOptions, compute: Comput
     from importlib.metadata import version
 
     from . import __version__, weights
+    from .labels import content
     from .pose.cache import key
 
     libraries = ("torch", "numpy", "mediapipe", "opencv-python")
-    others = ("name", "init", "device", "precision", "restart")
+    others = ("name", "init", "device", "precision", "restart", "labels")
     return {
         "inputs": [key(path) for path in paths],
+        "labels": options.labels and content(Path(options.labels)),
         "options": {k: v for k, v in asdict(options).items() if k not in others},
         "compute": compute.describe(),
         "vgg19": weights.known("vgg19") and weights.at_hand("vgg19") is not None,
         "versions": {"retarget": __version__} | {name: version(name) for name in libraries},
     }
+
+
+def steps_before(paths: Sequence[Path], options: PersonalizeOptions, compute: Compute) -> int:
+    """How many steps of fine-tuning an interrupted run of the same has left. For a look only."""
+    from . import folders
+    from .checkpoint import facts
+
+    folder = folders.unfinished("personalize", deciding(paths, options, compute))
+    done = [] if folder is None else [facts(folder / FITTING.format(side)).get("step", 0) for side in SIDES]
+    return max(done, default=0)
 
 
 def gathered_in(folder: Path, paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
@@ -285,32 +345,48 @@ def gathered_in(folder: Path, paths: Sequence[Path], options: PersonalizeOptions
 
 
 def start(
-    name: str, init: str, progress: Progress, preset: str = "small"
+    name: str, init: str, progress: Progress, preset: str = "small", subject: str = "body", classes: int = 0
 ) -> tuple[RetargetModel, str | None, dict[str, Any]]:
     """A model with the weights that `PersonalizeOptions.init` names; their sha256; its configuration.
 
     Shipped weights are of the preset `small`; a file says its configuration itself.
+
+    Args:
+        subject: see `shown`; what a model is made for that can be made for several.
+        classes: how many the label maps take, if there are any.
+
+    Raises UsageError when weights are for another subject, or for fewer classes.
     """
     from . import weights
-    from .models import build
+    from .models import MODELS, build
 
+    subjects = MODELS[name]().SUBJECTS if name in MODELS else {}
     if init.endswith(".safetensors"):
         tensors, trained, config = weights.load_file(Path(init))
         if trained != name:
             raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
         digest = weights.sha256(Path(init))
-    elif init == "random" or preset != "small" or not weights.known(entry := weights.ENTRY[init].format(name)):
+    elif init == "random" or preset != "small" or not weights.known(entry := _entry(name, init, subject)):
         if init != "random":
             which = name if preset == "small" else f"{name} ({preset})"
+            which += f" for {_SHOWN[subject]}" if subjects and subject != "body" else ""
             progress.warn(
                 f"No weights of {which} are shipped, so that it starts from nothing learned; train some: --init."
             )
-        model = build(name, preset=preset)
+        how = dict(subjects.get(subject, {})) | ({"classes": classes} if classes else {})
+        model = build(name, how, preset=preset)
         return model, None, asdict(model.config)
     else:
         tensors, config = weights.load(entry, progress=progress)
         digest = weights.entry(entry).sha256
     model = build(name, config)
+    if subjects and model.subject != subject:
+        raise UsageError(
+            f"{init} holds weights of {name} for {_SHOWN[model.subject]}, not for {_SHOWN[subject]}.",
+            f"Use others with --init, or {_ASKED[model.subject]}.",
+        )
+    if classes > (known := getattr(model.config, "classes", classes)):
+        raise UsageError(f"{init} knows {known} classes, and the label maps have {classes}.", "Use other weights.")
     try:
         model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)})
     except RuntimeError as error:
@@ -318,6 +394,19 @@ def start(
             f"These weights do not fit the model {name}: {str(error).splitlines()[-1].strip()}.", "Use others."
         ) from error
     return model, digest, config
+
+
+_SHOWN = {"body": "whole people", "head": "heads", "scene": "label maps"}
+_ASKED = {"body": "leave --crop and --labels out", "head": "add --crop head", "scene": "add --labels"}
+
+
+def _entry(name: str, init: str, subject: str) -> str:
+    """What weights are called in the manifest: those for another subject than the model's first one by that, too."""
+    from . import weights
+    from .models import MODELS
+
+    other = name in MODELS and subject in (model := MODELS[name]()).SUBJECTS and subject != model.subject
+    return weights.ENTRY[init].format(f"{name}-{subject}" if other else name)
 
 
 def with_critics(model: RetargetModel, options: PersonalizeOptions, known: Mapping[str, Any]) -> Objective | None:
@@ -330,7 +419,9 @@ def with_critics(model: RetargetModel, options: PersonalizeOptions, known: Mappi
 
     if options.init.endswith(".safetensors"):
         tensors = weights.load_file(Path(options.init))[0]
-    elif options.init != "random" and weights.known(entry := weights.ENTRY[options.init].format(options.model)):
+    elif options.init == "random" or options.preset != "small":
+        return None
+    elif weights.known(entry := _entry(options.model, options.init, shown(options))):
         tensors = weights.load(entry)[0]
     else:
         return None

@@ -41,7 +41,14 @@ class Portrait(NamedTuple):
 
 
 def cropped(
-    paths: Sequence[Path], folder: Path, *, size: int, person: str, whole: bool, progress: Progress
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    size: int,
+    person: str,
+    whole: bool,
+    restart: bool = False,
+    progress: Progress,
 ) -> Portrait:
     """Cut heads out.
 
@@ -51,6 +58,7 @@ def cropped(
         size: the most pixels per side of a square; never enlarged.
         person: see `PoseOptions`.
         whole: of a long video, all of it, and not the first minute.
+        restart: without the poses that an interrupted run left.
 
     Raises:
         NobodyFound: a photo, or the video, shows no face. And what `video` and `pose` raise.
@@ -63,7 +71,7 @@ def cropped(
             photos.append(_photo(path, folder / str(number) / f"{path.stem}.png", size, person))
             progress.advance()
         return Portrait([p.paths[0] for p in photos], photos[0].home, photos[0].box)
-    return _video(paths[0], folder / f"{paths[0].stem}.mp4", size, person, whole, progress)
+    return _video(paths[0], folder / f"{paths[0].stem}.mp4", size, person, whole, restart, progress)
 
 
 def _photo(path: Path, out: Path, size: int, person: str) -> Portrait:
@@ -79,10 +87,10 @@ def _photo(path: Path, out: Path, size: int, person: str) -> Portrait:
     return Portrait([out], photo, box.astype(np.float32))
 
 
-def _video(path: Path, out: Path, size: int, person: str, whole: bool, progress: Progress) -> Portrait:
+def _video(path: Path, out: Path, size: int, person: str, whole: bool, restart: bool, progress: Progress) -> Portrait:
     info = probe(path)
     end = LONGEST if info.duration > LONGEST + 1 and not whole else None
-    track = estimate(path, PoseOptions(person=person), end=end, progress=progress)
+    track = estimate(path, PoseOptions(person=person), end=end, restart=restart, progress=progress)
     boxes = _boxes(track, path)
     first = int(np.isfinite(track.face).all(axis=(1, 2)).argmax())
     side = _even(float(np.median(boxes[:, 2])), size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -11,9 +11,10 @@ import torch
 
 from . import parts
 from .device import Compute
+from .labels import coloured
 from .lessons import as_image, drawn
 from .models.base import RetargetModel
-from .references import Gathered, poses, references
+from .references import Gathered, references, seen_in
 from .types import Image
 
 HEIGHT = 320
@@ -24,20 +25,29 @@ def preview(
     gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute, shrink: int = 1
 ) -> Image:
     """Rows: the K references; their mattes; their parts in colours; then the plate, a reference, the moved parts of the
-    others in its place, and what the fine-tuned model makes of them, drawn at 1 / `shrink` of its size. (H, W, 3)
-    uint8."""
+    others in its place, and what the fine-tuned model makes of them, drawn at 1 / `shrink` of its size. Of scenes: the
+    K references; their label maps; then a reference, and what the model makes of the others. (H, W, 3) uint8."""
     count = min(len(gathered.frames), 8)
-    rows = [
-        [_titled(gathered.pictures[k], f"reference {gathered.picked[k]}") for k in range(count)],
+    others = "from the others" if len(gathered.frames) > 1 else "from itself"
+    left_out = count - 1
+    last = [
+        _titled(gathered.pictures[left_out], "left out"),
+        _titled(_without(gathered, stored, model, compute, left_out, True, shrink), f"{others}, learned"),
+    ]
+    rows = [[_titled(gathered.pictures[k], f"reference {gathered.picked[k]}") for k in range(count)]]
+    if gathered.labels is not None:
+        rows += [[_titled(coloured(gathered.labels[k]), "label map") for k in range(count)], last]
+        return _stacked(rows)
+    moved = _without(gathered, stored, model, compute, left_out, False, shrink)
+    rows += [
         [_titled(_on_green(gathered.frames[k], gathered.mattes[k]), "matte") for k in range(count)],
         [_titled(_coloured(gathered, k), "parts") for k in range(count)],
-        [_titled(gathered.plate.image, "background plate")],
+        [_titled(gathered.plate.image, "background plate"), last[0], _titled(moved, f"{others}, moved"), last[1]],
     ]
-    left_out = count - 1
-    truth = gathered.pictures[left_out]
-    before, after = (_without(gathered, stored, model, compute, left_out, learned, shrink) for learned in (False, True))
-    others = "from the others" if len(gathered.frames) > 1 else "from itself"
-    rows[-1] += [_titled(truth, "left out"), _titled(before, f"{others}, moved"), _titled(after, f"{others}, learned")]
+    return _stacked(rows)
+
+
+def _stacked(rows: Sequence[Sequence[Image]]) -> Image:
     width = max(sum(p.shape[1] for p in row) for row in rows)
     canvas = np.full((HEIGHT * len(rows), width, 3), 24, np.uint8)
     for y, row in enumerate(rows):
@@ -66,7 +76,7 @@ def _without(
     count = len(gathered.frames)
     size = (gathered.size[0] // shrink, gathered.size[1] // shrink)
     known = references(stored, [j for j in range(count) if j != k] or [k], size)
-    window = poses(gathered.windows[k].scaled(size))
+    window = seen_in(gathered.window(k).scaled(size))
     with torch.inference_mode():
         identity = model.encode(known.to(compute.device))
         condition = model.condition(window.to(compute.device), size[::-1])

@@ -18,9 +18,10 @@ import torch
 
 from . import background, motion, parts
 from .errors import InputError, NobodyFound, UsageError
-from .models.base import Poses, References
-from .pose import PoseOptions, estimate, estimate_images
-from .pose.base import person_point, seen
+from .labels import MOST, NONE, LabelTrack
+from .models.base import Labels, Poses, References
+from .pose import PoseOptions, crowded, crowds, estimate, estimate_images
+from .pose.base import empty_track, person_point, seen
 from .skeleton import J
 from .types import Array, Image, PoseTrack, Progress
 from .video import Colour, open_reader, probe, read_image
@@ -55,6 +56,7 @@ class Gathered:
     exact    mattes that are known exactly, as in training corpora; what training holds for true.
     home     (h, w, 3) uint8 RGB: of squares around a head (`portraits`), the picture that they are from.
     box      (3,) float32: x, y of the middle, and side, of the square in `home`.
+    labels   (K, H, W) uint8: label maps of street scenes (`streets`), whose poses are all unknown; None: a person.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -69,6 +71,7 @@ class Gathered:
     exact: Array | None = None
     home: Image | None = None
     box: Array | None = None
+    labels: npt.NDArray[np.uint8] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,26 +83,38 @@ class Gathered:
         """The K references' own poses."""
         return PoseTrack.concatenate([w.select([len(w) - 1]) for w in self.windows])
 
+    def window(self, k: int) -> PoseTrack | LabelTrack:
+        """What reference `k` is drawn from."""
+        return self.windows[k] if self.labels is None else LabelTrack(self.labels[k : k + 1], self.fps)
+
 
 def arrays(gathered: Gathered) -> dict[str, npt.NDArray[np.generic]]:
     """What an avatar stores of its references."""
+    if gathered.labels is not None:
+        return _pictures(gathered) | {"labels": gathered.labels}
     poses, track = gathered.poses, gathered.track
     home = {key: x for key in ("home", "box") if (x := getattr(gathered, key)) is not None}
     return (
         home
-        | {
-            "frames": gathered.frames,
-            "mattes": np.round(gathered.mattes * 255).astype(np.uint8),
-            "plate": gathered.plate.image,
-            "seen": np.round(gathered.plate.seen * 255).astype(np.uint8),
-            "shadow": np.array([contact_shadow(gathered)], np.float32),
-        }
+        | _pictures(gathered, contact_shadow(gathered))
         | {f"{group}_{key}": getattr(t, key) for group, t in (("pose", poses), ("track", track)) for key in _KEYS}
     )
 
 
+def _pictures(gathered: Gathered, shadow: float = 0.0) -> dict[str, npt.NDArray[np.generic]]:
+    return {
+        "frames": gathered.frames,
+        "mattes": np.round(gathered.mattes * 255).astype(np.uint8),
+        "plate": gathered.plate.image,
+        "seen": np.round(gathered.plate.seen * 255).astype(np.uint8),
+        "shadow": np.array([shadow], np.float32),
+    }
+
+
 _KEYS = ("body", "world", "face", "hands")
-_PICTURES = ("frames", "mattes", "pictures", "exact", "home", "box")
+_PICTURES = ("frames", "mattes", "pictures")
+_SOME = ("exact", "home", "box", "labels")
+"""What only some references have."""
 
 
 def packed(gathered: Gathered) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def packed(gathered: Gathered) -> dict[str, Any]:
     run."""
     tracks = {"track": gathered.track} | {f"window.{k}": w for k, w in enumerate(gathered.windows)}
     found = {f"{name}.{key}": getattr(track, key) for name, track in tracks.items() for key in _KEYS}
-    found |= {key: getattr(gathered, key) for key in _PICTURES if getattr(gathered, key) is not None}
+    found |= {key: getattr(gathered, key) for key in (*_PICTURES, *_SOME) if getattr(gathered, key) is not None}
     found |= {"plate": gathered.plate.image, "seen": gathered.plate.seen}
     return {key: torch.from_numpy(np.array(x, order="C")) for key, x in found.items()} | {
         "tracks": {name: [list(t.size), str(t.fps), list(t.missed)] for name, t in tracks.items()},
@@ -131,10 +146,8 @@ def unpacked(state: Mapping[str, Any]) -> Gathered:
         for name, (size, fps, missed) in state["tracks"].items()
     }
     return Gathered(
-        frames=array("frames"),
-        mattes=array("mattes"),
-        pictures=array("pictures"),
-        exact=array("exact") if "exact" in state else None,
+        **{key: array(key) for key in _PICTURES},
+        **{key: array(key) for key in _SOME if key in state},
         windows=tuple(tracks[f"window.{k}"] for k in range(len(tracks) - 1)),
         plate=background.Plate(array("plate"), array("seen"), state["motion"]),
         track=tracks["track"],
@@ -167,6 +180,13 @@ def check_stored(stored: Mapping[str, npt.NDArray[np.generic]], size: tuple[int,
     shadow = stored["shadow"]
     if shadow.dtype != np.float32 or shadow.shape != (1,) or not 0 <= float(shadow[0]) <= 1:
         raise ValueError("shadow is not one number from 0 to 1")
+    if "labels" in stored:
+        labels = stored["labels"]
+        if labels.dtype != np.uint8 or labels.shape != (count, *picture):
+            raise ValueError(f"labels is {labels.dtype} {labels.shape}, not uint8 {(count, *picture)}")
+        if np.isin(labels, range(MOST, NONE)).any():
+            raise ValueError("labels holds what is no class")
+        return
     for group in ("pose", "track"):
         if any(stored[f"{group}_{key}"].dtype != np.float32 for key in _KEYS):
             raise ValueError(f"{group} is not float32")
@@ -198,8 +218,13 @@ def references(
         size: (width, height) to scale to; None keeps the avatar's.
     """
     frames, mattes, plate = (np.asarray(stored[key], np.uint8) for key in ("frames", "mattes", "plate"))
-    track = stored_track(stored, "pose")
     index = list(range(len(frames))) if which is None else list(which)
+    labels: LabelTrack | None = None
+    if "labels" in stored:
+        labels = LabelTrack(np.asarray(stored["labels"], np.uint8)[index])
+        track = empty_track(len(frames), (plate.shape[1], plate.shape[0]))
+    else:
+        track = stored_track(stored, "pose")
     pictures, shapes = [frames[i] for i in index], [mattes[i] for i in index]
     track = track.select(index)
     if size is not None and size != track.size:
@@ -208,9 +233,11 @@ def references(
         )
         plate = np.asarray(cv2.resize(plate, size, interpolation=cv2.INTER_AREA), np.uint8)
         track = track.scaled(size)
+        labels = labels and labels.scaled(size)
     matte = torch.from_numpy(np.stack(shapes).astype(np.float32) / 255)[None, :, None]
     rgb = torch.stack([pixels(p) for p in pictures])[None]
-    return References(rgb, matte, poses(track), pixels(plate)[None], float(stored["shadow"][0]))
+    maps = None if labels is None else seen_in(labels)
+    return References(rgb, matte, poses(track), pixels(plate)[None], float(stored["shadow"][0]), labels=maps)
 
 
 def pixels(image: Image) -> torch.Tensor:
@@ -222,6 +249,11 @@ def poses(track: PoseTrack) -> Poses:
     """A track as one window of poses, a batch of one."""
     body, face, hands = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (track.body, track.face, track.hands))
     return Poses(body, face, hands, (track.size[1], track.size[0]))
+
+
+def seen_in(track: PoseTrack | LabelTrack) -> Any:
+    """A track as what `RetargetModel.condition` takes, a batch of one: `Poses`, or `Labels` of scenes."""
+    return poses(track) if isinstance(track, PoseTrack) else Labels(torch.from_numpy(track.classes)[None])
 
 
 def contact_shadow(gathered: Gathered) -> float:
@@ -304,9 +336,11 @@ def from_video(
     person: str = "largest",
     plate_from: str = "video",
     feet: bool = True,
+    restart: bool = False,
     progress: Progress,
 ) -> Gathered:
-    """Choose and prepare references from a video. `feet`: whether to warn when none shows them.
+    """Choose and prepare references from a video. `feet`: whether to warn when none shows them. `restart`: without the
+    poses that an interrupted run left.
 
     Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
     """
@@ -318,7 +352,7 @@ def from_video(
     if end is not None and not pick:
         progress.note(f"Only the first {LONGEST:.0f} seconds of {path.name} are used.")
     options = PoseOptions(person=person)
-    track = estimate(path, options, end=None if pick else end, progress=progress)
+    track = estimate(path, options, end=None if pick else end, restart=restart, progress=progress)
     if pick:
         outside = [n for n in pick if not 0 <= n < len(track)]
         if outside:
@@ -408,7 +442,7 @@ def from_photos(
     Raises InputError for a photo that cannot be read, NobodyFound when too few show a person, UsageError.
     """
     progress.stage("Finding the person", len(paths))
-    pictures, tracks, masks = [], [], []
+    pictures, tracks, masks, originals = [], [], [], []
     shape: tuple[int, int] | None = None
     nobody: list[str] = []
     numbers: list[int] = []
@@ -430,6 +464,7 @@ def from_photos(
         pictures.append(photo)
         tracks.append(track)
         masks.append(mask)
+        originals.append(original)
         numbers.append(number)
     if pick:
         wrong = [n for n in pick if n not in numbers]
@@ -452,10 +487,16 @@ def from_photos(
     first = chosen[0]
     plate = background.make_plate([pictures[first]], [masks[first]])
     which = [paths[numbers[i]].name for i in chosen]
-    _tell_gaps(PoseTrack.concatenate([tracks[i] for i in chosen]), ", ".join(which[:3]), progress, feet)
+    track = PoseTrack.concatenate([tracks[i] for i in chosen])
+    _tell_gaps(track, ", ".join(which[:3]), progress, feet)
+    if person == "largest":
+        beside = crowds([pictures[i] for i in chosen], track)
+        for name, i, crowd in zip(which, chosen, beside, strict=True):
+            if crowd is not None:
+                progress.warn(crowded(name, _moved_back(crowd, originals[i], track.size), "taken"))
     return _prepared(
         [pictures[i] for i in chosen], [masks[i] for i in chosen], tuple(tracks[i] for i in chosen), plate,
-        PoseTrack.concatenate([tracks[i] for i in chosen]), Fraction(25), [numbers[i] for i in chosen],
+        track, Fraction(25), [numbers[i] for i in chosen],
         same_scene=False,
     )  # fmt: skip
 
@@ -489,6 +530,12 @@ def moved_point(person: str, before: tuple[int, ...], after: tuple[int, int]) ->
     scale = min(after[0] / before[0], after[1] / before[1])
     x, y = ((p - b / 2) * scale + a / 2 for p, b, a in zip(point, before, after, strict=True))
     return f"{min(max(x, 0), after[0] - 1):.0f},{min(max(y, 0), after[1] - 1):.0f}"
+
+
+def _moved_back(points: Array, before: tuple[int, ...], after: tuple[int, int]) -> Array:
+    """Places (N, 2) in a picture of size `before` that was letterboxed to `after`, where they are."""
+    middle, scale = np.array(after) / 2, min(after[0] / before[0], after[1] / before[1])
+    return np.asarray((points - middle) / scale + np.array(before) / 2, np.float32)
 
 
 def _letterbox(photo: Image, size: tuple[int, int]) -> Image:

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -93,9 +92,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     )
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = run("-c", code)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # processor time: others may keep the machine busy
+        seconds.append(after[2] + after[3] - before[2] - before[3])
         assert done.returncode == 0, done.stderr
     assert "personalize" in done.stdout
     assert min(seconds) < 1.5  # 0.3 s on an idle machine; the limit is 0.5 s there

@@ -256,7 +256,7 @@ sys.exit(Console().run(work))"""
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     cleaned, *rest = out.splitlines()
     assert cleaned == "cleaned"
     assert process.returncode == code

@@ -107,7 +107,7 @@ def estimated(track, puppet, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
     """Replaces the pose estimator by one that knows the dance; returns how it was called."""
     calls: list[dict[str, Any]] = []
 
-    def estimate(path, options, *, start=0.0, end=None, progress=None) -> Motion:
+    def estimate(path, options, *, start=0.0, end=None, restart=False, progress=None) -> Motion:
         calls.append({"path": path, "person": options.person, "start": start, "end": end})
         info = probe(path)
         times = np.arange(len(track)) / float(RATE)

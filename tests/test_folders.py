@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,54 @@ def test_a_killed_process_holds_no_lock(holder: subprocess.Popen[str], tmp_path:
         pass
 
 
+def test_a_lock_leaves_no_file(tmp_path: Path) -> None:
+    with folders.locked(tmp_path / "thing", "It"):
+        assert (tmp_path / ".thing.lock").exists()
+    assert not (tmp_path / ".thing.lock").exists()
+
+
+def test_nobody_gets_a_lock_whose_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waits with the file open while B gives it back and deletes it, and C locks a new one."""
+    with ExitStack() as b, ExitStack() as c:
+        b.enter_context(folders.locked(tmp_path / "thing", "It"))
+        real, opened = os.open, []
+
+        def opening(path: str, *how: int, **named: int) -> int:
+            file = real(path, *how, **named)
+            if str(path).endswith(".thing.lock"):
+                opened.append(file)
+                if len(opened) == 1:
+                    b.close()
+                    c.enter_context(folders.locked(tmp_path / "thing", "It"))
+            return file
+
+        monkeypatch.setattr(os, "open", opening)
+        with pytest.raises(StorageError, match="in use"), folders.locked(tmp_path / "thing", "It", patience=0.3):
+            raise AssertionError
+        assert len(opened) > 2
+        assert (tmp_path / ".thing.lock").exists()
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from retarget import folders
+number = Path(sys.argv[1])
+for _ in range(10):
+    with folders.locked(number, "It"):
+        number.write_text(str(int(number.read_text()) + 1))
+"""
+
+
+def test_many_processes_are_alone_one_by_one(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    number.write_text("0")
+    made = [subprocess.Popen([sys.executable, "-c", COUNT, str(number)]) for _ in range(3)]
+    assert [process.wait(120) for process in made] == [0, 0, 0]
+    assert number.read_text() == "30"
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".lock"] == []
+
+
 def unfinished(**what: int) -> Path:
     with suppress(ZeroDivisionError), folders.work("render", what) as folder:
         (folder / "piece").write_text("x")
@@ -127,6 +175,29 @@ def test_old_unfinished_work_goes_unless_somebody_is_at_it() -> None:
         assert [folder.exists() for folder in left] == [True, False]
 
 
+def test_locks_of_killed_processes_go_with_old_work() -> None:
+    work = folders.made(folders.cache_dir() / "work")
+    old, new = work / ".render-1.lock", work / ".render-2.lock"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    with folders.work("render", {"n": 3}):
+        assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_unfinished_work_is_found_by_a_part_of_what_decides_it() -> None:
+    left = unfinished(a=1, b=2)
+    unfinished(a=2, b=2)
+    (left.parent / "render-broken").mkdir()
+    (left.parent / "render-broken" / "what.json").write_text("[]")
+    assert folders.unfinished("render", {"a": 1}) == left
+    assert folders.unfinished("render", {"a": 3}) is None
+    assert folders.unfinished("other", {"a": 1}) is None
+    later = unfinished(a=1, b=3)
+    os.utime(left, (1, 1))
+    assert folders.unfinished("render", {"a": 1}) == later
+
+
 def test_work_that_left_nothing_is_not_kept() -> None:
     with pytest.raises(ZeroDivisionError), folders.work("render", {"a": 1}) as folder:
         raise ZeroDivisionError
@@ -152,7 +223,7 @@ def test_half_deleted_work_is_not_gone_on_with(restart: bool, monkeypatch: pytes
     with folders.work("render", {"a": 1}) as again:
         assert again == folder
         assert [p.name for p in folder.iterdir()] == ["what.json"]
-    assert [p for p in folder.parent.iterdir() if p.suffix != ".lock"] == []
+    assert list(folder.parent.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------ files

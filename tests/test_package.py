@@ -74,16 +74,16 @@ RANK = {
     **dict.fromkeys(("errors", "skeleton", "types"), 0),
     **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots"), 1),
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
-    "faces": 2,
+    **dict.fromkeys(("faces", "labels"), 2),
     "checkpoint": 2,
     "perceptual_metrics": 2,
     # What stands between inputs and models, and the loop that fits.
     **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
-    **dict.fromkeys(("lessons", "training.prepare", "training.corpus", "portraits"), 4),
+    **dict.fromkeys(("lessons", "training.prepare", "training.corpus", "portraits", "streets"), 4),
     **dict.fromkeys(("preview", "training.tasks", "training.run", "training.parsing"), 5),
     "training.train": 6,
-    **dict.fromkeys(("personalize", "drive", "evaluate", "doctor", "forecast"), 6),
+    **dict.fromkeys(("personalize", "drive", "benchmark", "evaluate", "doctor", "forecast"), 6),
     "cli": 7,
     "__main__": 8,
 }

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from retarget import drive, personalize, portraits
+from retarget import drive, personalize, portraits, weights
 from retarget.errors import NobodyFound, UsageError
-from retarget.models import MODELS
-from retarget.personalize import PersonalizeOptions, gather
-from retarget.references import arrays, check_stored
+from retarget.models import MODELS, build, few_shot_vid2vid
+from retarget.personalize import PersonalizeOptions, gather, shown
+from retarget.pose import save_motion
+from retarget.references import arrays, check_stored, packed, unpacked
 from retarget.types import Silent
 from retarget.video import open_reader, open_writer, probe
 
 HEADS = Path(__file__).parent.parent.parent / "shared/clips/heads"
 real = pytest.mark.skipif(not (HEADS / "h16.mp4").exists(), reason="the real clips are not on this machine")
+FACE = {
+    "conditioning": "face", "width": 8, "widest": 16, "levels": 3, "adaptive": 3, "grid": 4, "keys": 1, "flow_width": 8,
+    "flow_downs": 2, "flow_blocks": 1, "critic": 8,
+}  # fmt: skip
+"""Of a tiny few-shot-vid2vid that is drawn from the face."""
 TINY = {"side": 32, "width": 4, "widest": 8, "embedding": 6, "downs": 2, "blocks": 1, "halvings": 3, "videos": 4}
 
 
@@ -106,14 +114,80 @@ def test_the_crop_is_checked(tmp_path):
         drive("me", tmp_path / "a.mp4", tmp_path / "out.mp4", paste_back=True, background="#00ff00")
 
 
+@pytest.mark.parametrize(
+    ("model", "crop", "subject"),
+    [
+        ("dance", "auto", "body"), ("dance", "head", "head"), ("talking-head", "auto", "head"),
+        ("talking-head", "none", "body"), ("few-shot-vid2vid", "auto", "body"), ("few-shot-vid2vid", "head", "head"),
+    ],
+)  # fmt: skip
+def test_who_is_shown(model, crop, subject):
+    assert shown(PersonalizeOptions(model=model, crop=crop)) == subject
+
+
+@pytest.mark.parametrize("model", ["few-shot-vid2vid", "dance", "talking-head"])
+def test_nobody_misses_the_feet_of_a_head(model, puppet, tmp_path, monkeypatch):
+    """Whichever model squares around heads are for."""
+    gathered, asked = puppet.gathered(puppet.body()), []
+    home = np.zeros((60, 80, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "me.png"), home)
+    portrait = portraits.Portrait([tmp_path / "me.png"], home, np.array([40, 30, 20], np.float32))
+    monkeypatch.setattr(portraits, "cropped", lambda *_, **__: portrait)
+
+    def from_photos(paths, *, person, feet, **_):
+        asked.append((paths, person, feet))
+        return gathered
+
+    monkeypatch.setattr("retarget.references.from_photos", from_photos)
+    found = gather([tmp_path / "me.png"], PersonalizeOptions(model=model, crop="head", person="40,30"), Silent())
+    assert asked == [(portrait.paths, "largest", False)]
+    assert found.home is home
+    gather([tmp_path / "me.png"], PersonalizeOptions(model=model, crop="none", person="40,30"), Silent())
+    assert asked[1] == ([tmp_path / "me.png"], "40,30", model != "talking-head")
+
+
+def tiny_face(folder: Path) -> str:
+    torch.manual_seed(2)
+    model = build("few-shot-vid2vid", FACE)
+    weights.save_file(folder / "face.safetensors", model.state_dict(), "few-shot-vid2vid", asdict(model.config))
+    return str(folder / "face.safetensors")
+
+
+def test_few_shot_vid2vid_draws_from_faces(puppet, tmp_path, monkeypatch):
+    """An avatar of heads is driven by faces, knows the way back into its photo, and weights say what they are for."""
+    module = importlib.import_module("retarget.personalize")
+    bodies = [puppet.body((20 + 5 * i, 30)) for i in range(4)]
+    home = puppet.cloth(5, (160, 200))
+    square = replace(
+        puppet.gathered(*bodies[:2], details=True), home=home, box=np.array([80, 90, 100], np.float32)
+    )  # fmt: skip
+    again = unpacked(packed(square))  # as after an interruption
+    assert np.array_equal(again.home, home)
+    assert again.box.tolist() == [80, 90, 100]
+    (tmp_path / "me.mp4").write_bytes(b"not looked into")
+    monkeypatch.setattr(module, "gather", lambda *_: square)
+    options = {"model": "few-shot-vid2vid", "init": tiny_face(tmp_path), "steps": 2, "size": 128, "device": "cpu"}
+    with pytest.raises(UsageError, match="for heads, not for whole people") as e:
+        personalize(tmp_path / "me.mp4", **options)
+    assert "--crop head" in e.value.remedy
+    avatar = personalize(tmp_path / "me.mp4", crop="head", **options)
+    assert avatar.meta.config["conditioning"] == "face"
+    source = save_motion(puppet.track(*bodies, details=True), tmp_path / "talk.npz")
+    drawn = []
+    plain = few_shot_vid2vid.face_lines
+    monkeypatch.setattr(few_shot_vid2vid, "face_lines", lambda *a, **k: drawn.append(plain(*a, **k)) or drawn[-1])
+    out = drive(avatar, source, tmp_path / "out.mp4", paste_back=True, device="cpu")
+    assert (probe(out).frames, probe(out).width, probe(out).height) == (4, 160, 200)
+    assert len(drawn) == 1 + 4  # the references', then each frame's
+    assert all(lines.amax() > 0.5 for lines in drawn)
+
+
 def test_nothing_to_paste_back_into(puppet, tmp_path, monkeypatch):
     module = importlib.import_module("retarget.personalize")
     gathered = puppet.gathered(puppet.body(), puppet.body((90, 90)))
     (tmp_path / "me.mp4").write_bytes(b"not looked into")
     monkeypatch.setattr(module, "gather", lambda *_: gathered)
     avatar = personalize(tmp_path / "me.mp4", steps=0, init="random", device="cpu")
-    from retarget.pose import save_motion
-
     source = save_motion(gathered.track, tmp_path / "dance.npz")
     with pytest.raises(UsageError, match="nothing was cut out") as e:
         drive(avatar, source, tmp_path / "out.mp4", paste_back=True, device="cpu")
@@ -147,6 +221,21 @@ def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
     far = np.abs(np.arange(728) + 0.5 - x) > side / 2 + 8
     assert np.abs(shown - photo)[:, far].mean() < 4
     assert np.abs(shown - photo)[round(y) - 40 : round(y) + 40, round(x) - 40 : round(x) + 40].mean() > 10
+
+
+@real
+@pytest.mark.slow
+def test_a_portrait_speaks_by_flows(clips, tmp_path):
+    selfie, talk = clips
+    avatar = personalize(
+        selfie, model="few-shot-vid2vid", crop="head", frames=1, steps=4, size=96, init=tiny_face(tmp_path),
+        device="cpu",
+    )  # fmt: skip
+    out = drive(avatar, talk, tmp_path / "out.mp4", device="cpu")
+    assert (probe(out).width, probe(out).height, probe(out).frames) == (96, 96, probe(talk).frames)
+    with open_reader(out) as frames:
+        shown = np.stack(list(frames)).astype(int)
+    assert np.abs(shown - avatar.tensors()["frames"][0]).mean() < 40
 
 
 @real

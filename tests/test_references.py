@@ -180,7 +180,7 @@ class Seen:
         self.options: list[PoseOptions] = []
         self.looks: list[tuple[int, PoseOptions | None]] = []
 
-    def estimate(self, path, options, *, start=0.0, end=None, progress=None) -> PoseTrack:
+    def estimate(self, path, options, *, start=0.0, end=None, restart=False, progress=None) -> PoseTrack:
         self.options.append(options)
         last = len(self.track) if end is None else int(np.ceil(end * self.track.fps))
         return self.track.select(slice(0, last))
@@ -362,6 +362,7 @@ def photos(puppet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path
     fitted = cv2.copyMakeBorder(inner, top, 160 - inner.shape[0] - top, 0, 0, cv2.BORDER_REPLICATE)
     expected = [pictures[0], cv2.resize(pictures[1], (128, 160), interpolation=cv2.INTER_AREA), fitted]
     monkeypatch.setattr(module, "estimate_images", look)
+    monkeypatch.setattr(module, "crowds", lambda pictures, track: [None] * len(pictures))
     return paths
 
 
@@ -377,6 +378,30 @@ def test_photos_of_different_sizes_share_the_first_ones_picture(photos):
         for joint in (0, 13, 14, 25, 26):
             x, y = gathered.poses.body[k, joint, :2].astype(int)
             assert gathered.mattes[k, y, x] > 0.5, (k, joint)
+
+
+def test_several_people_in_a_photo_are_told_in_its_own_pixels(photos, monkeypatch):
+    seen = []
+
+    def beside(pictures, track):
+        seen.extend([len(pictures), track.size])
+        return [None, np.array([(32, 90), (110, 90)], np.float32)]
+
+    monkeypatch.setattr(module, "crowds", beside)
+    listener = Listener()
+    from_photos(photos, count=2, size=512, pick=(0, 2), progress=listener)
+    assert seen == [2, (128, 160)]
+    height, width = cv2.imread(str(photos[2])).shape[:2]
+    (warning,) = (w for w in listener.warnings if "--person" in w)
+    place = [float(v) for v in warning.partition("--person ")[2].rstrip(".").split(",")]
+    assert warning.startswith(f"{photos[2].name} shows more than one person. The one at ")
+    scale = min(128 / width, 160 / height)
+    assert place == pytest.approx([(110 - 64) / scale + width / 2, (90 - 80) / scale + height / 2], abs=0.5)
+    # And there they are looked for.
+    moved = module.moved_point(",".join(map(str, place)), (width, height), (128, 160))
+    assert [float(v) for v in moved.split(",")] == pytest.approx([110, 90], abs=1)
+    from_photos(photos, count=2, size=512, pick=(0, 2), person=f"{place[0]},{place[1]}", progress=Silent())
+    assert len(seen) == 2
 
 
 def test_picked_photos(photos):

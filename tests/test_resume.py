@@ -99,7 +99,7 @@ def filmed(motion: Path, tmp_path: Path, example_dance: Path, monkeypatch: pytes
         for _ in range(FRAMES):
             write(np.kron(rng.integers(0, 255, (5, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8))
     known = pose.cache.open_motion(motion)
-    monkeypatch.setattr(pose, "_from_video", lambda path, _, start, end, __: pose._piece(known, path, start, end))
+    monkeypatch.setattr(pose, "_from_video", lambda path, _, start, end, *__: pose._piece(known, path, start, end))
     return out
 
 

@@ -220,8 +220,11 @@ class RetargetModel(nn.Module, ABC):
     """The trained networks that `objective` takes, by its keywords; see `lessons.features`."""
     config: Any
     """A frozen dataclass: what `models.build` was given, complete."""
-    subject: ClassVar[Literal["body", "head"]] = "body"
-    """What the pictures show that it was made for: whole people, or squares around heads (`portraits`)."""
+    subject: Literal["body", "head", "scene"] = "body"
+    """What the pictures show that it was made for: whole people, squares around heads (`portraits`), or scenes with
+    label maps (`streets`)."""
+    SUBJECTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """For a model that can be made for several subjects: what its configuration is for each."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
     disk, whatever has four dimensions or more as bytes: it has to be in 0..1. None: it is made anew each time."""

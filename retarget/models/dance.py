@@ -34,6 +34,7 @@ from ..types import PoseTrack
 from .base import Batch, Frame, Poses, References, RetargetModel
 from .layers import UNet, resized
 from .losses import VGG19, DanceObjective, LossWeights
+from .trust import settled
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels of what is drawn."""
@@ -44,8 +45,6 @@ SOFT = 0.75
 scaled down; nobody filmed while moving is that sharp (without the filter: 1.05 times the true gradients)."""
 TRUSTED = ("flow", "matte", "colour", "shade", "fusion")
 """What `Dance.trust` weighs."""
-WORTH = 0.004
-"""By which share of the loss an answer has to help before it is trusted."""
 CERTAIN = 0.4
 """How sure the net has to be that a person reaches beyond the moved parts: half-sure, it draws grey rims."""
 NEAR = 0.25
@@ -336,24 +335,8 @@ class Dance(RetargetModel):
         """
         if self.untrained:  # what says nothing yet can only be judged when it has learned from this person
             return {}
-        tried = {}
-
-        def at(values: tuple[float, ...]) -> float:
-            if values not in tried:
-                self.trust.copy_(self.trust.new_tensor(values))
-                tried[values] = score()
-            return tried[values]
-
         there = (bool(self.config.flow), True, True, True, self.fusion is not None)
-        best = (0.0,) * len(TRUSTED)
-        for _ in range(2):
-            for i in (i for i, is_there in enumerate(there) if is_there):
-                other = min(((*best[:i], v, *best[i + 1 :]) for v in (0.0, 0.25, 0.5, 0.75, 1.0)), key=at)
-                # A handful of pictures proves little: trust has to be earned.
-                if at(other) < at(best) * (1 - WORTH):
-                    best = other
-        self.trust.copy_(self.trust.new_tensor(best))
-        return {f"trust_{name}": value for name, value, used in zip(TRUSTED, best, there, strict=True) if used}
+        return settled(self.trust, TRUSTED, there, score)
 
     @property
     def window(self) -> int:

@@ -137,7 +137,7 @@ class DancePaper(RetargetModel):
     """The two nets; all knowledge of a person that is not learned is in the identity."""
 
     PRESETS: ClassVar = {
-        "small": {"side": 256, "width": 16, "downs": 3, "blocks": 4, "enhancer": 2, "scales": 2},
+        "small": {"side": 128, "width": 16, "downs": 3, "blocks": 4, "enhancer": 2, "scales": 2},
         "paper": {},
     }
     FEATURES: ClassVar = ("vgg", "parser")

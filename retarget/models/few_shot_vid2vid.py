@@ -63,6 +63,8 @@ REACH = 20.0
 NEW = (-2.0, 2.0)
 """Where the occlusion maps' logits begin, for the example and for the frame before: what is not learned yet shows the
 example, and trusts no flow of its own."""
+SUBJECT: dict[str, Literal["body", "head", "scene"]] = {"pose": "body", "face": "head", "labels": "scene"}
+"""Conditioning → what the pictures show."""
 ABSENT = -3.0
 """Where the logit of h̃'s matte begins: what is not painted yet is not there."""
 
@@ -419,16 +421,19 @@ class FewShotVid2Vid(RetargetModel):
     """The model: the sequential generator F (Eqs. 2 and 6)."""
 
     PRESETS: ClassVar = {
-        "small": {},
+        "small": {"side": 128},
         "paper": {
             "width": 32, "widest": 1024, "levels": 6, "adaptive": 4, "fold": 1, "side": 512, "grid": 32, "keys": 2,
             "flow_width": 32, "flow_blocks": 6, "norm": "batch", "spectral": True, "sequence": 16, "hinge": True,
         },
     }  # fmt: skip
 
+    SUBJECTS: ClassVar = {subject: {"conditioning": drawn} for drawn, subject in SUBJECT.items()}
+
     def __init__(self, **config: Any) -> None:
         super().__init__()
         self.config = c = FewShotConfig(**config)
+        self.subject = SUBJECT[c.conditioning]
         self.synthesis = Synthesis(c)
         self.generation = WeightGeneration(c, self.synthesis.modulated)
         self.flow = FlowNetwork(c, c.maps + c.past * (c.maps + c.layers), NEW[1])

@@ -120,7 +120,7 @@ class Pose2Im(RetargetModel):
     """The model."""
 
     PRESETS: ClassVar = {
-        "small": {},
+        "small": {"side": 160},
         "paper": {"width": 64, "downs": 4, "blocks": 9, "critic": 64, "side": 512, "whole": True},
     }
     Ahead = Drawn

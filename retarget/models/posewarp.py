@@ -21,13 +21,14 @@ Where it departs from the paper:
 * unless `whole`, the nets are given what the product knows: the scene is the plate and there is no scene U-Net; the
   segmentation begins with the reference's matte, divided among the limbs; the person and the matte begin with the moved
   limbs, which the person U-Net corrects, instead of from nothing. A network that has learned nothing shows the moved
-  limbs on the plate. With `whole` (the preset `paper`) everything is painted, as in the paper, as long as nobody asks
+  limbs on the plate; one that has learned from other people is trusted as far as it helps on this person's pictures
+  (`settle`). With `whole` (the preset `paper`) everything is painted, as in the paper, as long as nobody asks
   for another scene.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,6 +41,7 @@ from ..skeleton import FACE_JOINTS, J
 from .base import Batch, Frame, Objective, Poses, References, RetargetModel
 from .layers import fit_sides, resized, within, zero_
 from .losses import VGG19, content_loss, matte_loss
+from .trust import settled
 
 JOINTS = (
     "head", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
@@ -70,6 +72,8 @@ SHARP = 6.0
 torso's reaches over the head."""
 TINY = 1e-10
 """What the paper adds to a prior before its logarithm."""
+TRUSTED = ("masks", "colour", "matte")
+"""What `Posewarp.trust` weighs."""
 GAN = 0.1
 """λ: how much the critic counts (§3.6)."""
 
@@ -171,9 +175,11 @@ class PosewarpState(NamedTuple):
 class Posewarp(RetargetModel):
     """The model."""
 
-    PRESETS: ClassVar = {"small": {}, "paper": {"width": 64, "whole": True}}
+    PRESETS: ClassVar = {"small": {"side": 160}, "paper": {"width": 64, "whole": True}}
     Ahead = Pair
     sources = 1
+    trust: Tensor
+    """(3,) in 0..1: how much of each of the nets' corrections (`TRUSTED`) this person gets; see `settle`."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -187,6 +193,7 @@ class Posewarp(RetargetModel):
         self.matte = nn.Conv2d(width, 1, 3, 1, 1)
         self.scene = PoseUNet(4, width, width) if whole else None
         self.filled = nn.Conv2d(width, 3, 3, 1, 1) if whole else None
+        self.register_buffer("trust", torch.ones(len(TRUSTED)))
         _begin(self)
         zero_(self.masks)  # the prior is a sane segmentation
         if not whole:
@@ -303,7 +310,7 @@ class Posewarp(RetargetModel):
             # Not next to nothing: see `heat_maps`.
             logits = torch.cat([log_scene, log_matte + (SHARP * log).log_softmax(1).clamp_min(-20)], 1)
         change = self.masks(self.segmentation(2 * rgb - 1, pair.known))
-        return (logits + change.float()).softmax(1)
+        return (logits + self.trust[0] * change.float()).softmax(1)
 
     def _scene(self, pair: Pair, masks: Tensor) -> Tensor | None:
         """(B, 3, h, w) in -1..1: the reference's scene, its hole filled."""
@@ -322,8 +329,8 @@ class Posewarp(RetargetModel):
         if not self.config.whole:
             together = limbs.sum(1)
             cover = together[:, 3:]
-            rgb = (together[:, :3] / cover.clamp_min(0.05)).clamp(-0.99, 0.99).atanh() + rgb
-            matte = torch.logit(cover.clamp(1e-3, 1 - 1e-3)) + matte
+            rgb = (together[:, :3] / cover.clamp_min(0.05)).clamp(-0.99, 0.99).atanh() + self.trust[1] * rgb
+            matte = torch.logit(cover.clamp(1e-3, 1 - 1e-3)) + self.trust[2] * matte
         drawn = [x if tuple(x.shape[2:]) == tuple(plate.shape[2:]) else resized(x, plate.shape[2:])
                  for x in (rgb.tanh(), matte.sigmoid(), *(() if scene is None else (scene,)))]  # fmt: skip
         behind = drawn[2] if scene is not None and own else 2 * plate - 1
@@ -331,6 +338,14 @@ class Posewarp(RetargetModel):
 
     def objective(self, *, critics: bool = True, vgg: VGG19 | None = None) -> PosewarpObjective:
         return PosewarpObjective(PairCritic(2 * self.maps, self.config.width) if critics else None, vgg)
+
+    def settle(self, score: Callable[[], float]) -> dict[str, float]:
+        """How far the nets' corrections are trusted, each by itself. Not with `whole`: there they are all there is, nor
+        before anything is learned."""
+        learned = any(bool(p.any()) for net in (self.masks, self.colour, self.matte) for p in net.parameters())
+        if self.config.whole or not learned:
+            return {}
+        return settled(self.trust, TRUSTED, (True,) * len(TRUSTED), score)
 
     def tunable(self, identity: Sources) -> Iterable[nn.Parameter]:
         return self.parameters()

@@ -14,19 +14,22 @@ from .. import folders
 from ..errors import NobodyFound, StorageError, UsageError
 from ..types import Array, Image, PoseTrack, Progress, Silent
 from . import cache
-from .base import LONG_SIDE, PoseEstimator, PoseOptions, fitting, person_point
+from .base import LONG_SIDE, PoseEstimator, PoseOptions, empty_track, fitting, person_point
 from .cache import Motion, digest, load_motion, open_motion, save_motion
 
 __all__ = [
     "Motion",
     "PoseEstimator",
     "PoseOptions",
+    "crowded",
+    "crowds",
     "digest",
     "estimate",
     "estimate_images",
     "estimated",
     "load_motion",
     "make_estimator",
+    "remaining",
     "save_motion",
 ]
 
@@ -52,18 +55,19 @@ def estimate(
     *,
     start: float = 0.0,
     end: float | None = None,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> PoseTrack:
     """The pose in every picture of a video between `start` and `end` seconds, in pixels of the video.
 
     Raw: gaps are not filled and nothing is smoothed (see `motion`). Taken from the cache when the same content was
-    estimated before with the same options; goes on where an interrupted run stopped. A motion file (.npz) may stand in
-    for the video.
+    estimated before with the same options; goes on where an interrupted run stopped, unless `restart`. A motion file
+    (.npz) may stand in for the video.
 
     Raises VideoError or InputError for a file that cannot be used, NobodyFound when no picture shows a person,
     UsageError for options that cannot be.
     """
-    return estimated(path, options, start=start, end=end, progress=progress).whole()
+    return estimated(path, options, start=start, end=end, restart=restart, progress=progress).whole()
 
 
 def estimated(
@@ -72,6 +76,7 @@ def estimated(
     *,
     start: float = 0.0,
     end: float | None = None,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> Motion:
     """As `estimate`, for long videos: the face meshes are not held in memory."""
@@ -79,7 +84,7 @@ def estimated(
     if path.suffix == ".npz":
         motion = _piece(open_motion(path), path, start, end)
     else:
-        motion = _from_video(path, options, start, end, progress)
+        motion = _from_video(path, options, start, end, progress, restart)
     track = motion.track
     if not track.found.any():
         raise NobodyFound(
@@ -92,6 +97,8 @@ def estimated(
             f"Nobody was found in {len(track.missed)} of the {len(track)} pictures of {path.name}"
             f" ({ranges(track.missed)}); their poses are filled in."
         )
+    if motion.crowd is not None:
+        progress.warn(crowded(path.name, motion.crowd, "followed"))
     return motion
 
 
@@ -112,12 +119,33 @@ def _piece(motion: Motion, path: Path, start: float, end: float | None) -> Motio
     return motion.select(slice(first, last))
 
 
-def _from_video(path: Path, options: PoseOptions, start: float, end: float | None, progress: Progress) -> Motion:
+def remaining(
+    path: Path, options: PoseOptions, *, start: float = 0.0, end: float | None = None, restart: bool = False
+) -> int:
+    """In how many pictures of a video the poses are neither in the cache nor, unless `restart`, left by an interrupted
+    run. For a look only; raises as `estimate` does."""
+    from .. import video
+
+    length = len(video.timestamps(path, start, end))
+    name = _key(path, make_estimator(options), options, start, end)
+    if cache.has(name):
+        return 0
+    folder = None if restart else folders.unfinished("poses", {"key": name})
+    return length if folder is None else max(0, length - cache.BLOCK * len(_unfinished(folder)))
+
+
+def _key(path: Path, estimator: PoseEstimator, options: PoseOptions, start: float, end: float | None) -> str:
+    return cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
+
+
+def _from_video(
+    path: Path, options: PoseOptions, start: float, end: float | None, progress: Progress, restart: bool
+) -> Motion:
     from .. import video
 
     estimator = make_estimator(options)
     info = video.probe(path)
-    name = cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
+    name = _key(path, estimator, options, start, end)
     full = (info.width, info.height)
     if (kept := cache.fetch(name)) is not None and kept.track.size == full:
         return kept
@@ -137,7 +165,7 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
     def read(skip: int) -> AbstractContextManager[Iterator[Image]]:
         return video.open_reader(path, start=start, end=end, size=None if size == full else size, skip=skip)
 
-    with folders.work("poses", {"key": name}, patience=PATIENCE) as folder:
+    with folders.work("poses", {"key": name}, restart=restart, patience=PATIENCE) as folder:
         if (kept := cache.fetch(name)) is not None:  # somebody else has made it meanwhile
             return kept
         parts = _unfinished(folder)
@@ -153,10 +181,11 @@ def _from_video(path: Path, options: PoseOptions, start: float, end: float | Non
                     parts.append(folder / f"{len(parts):06d}.npz")
                     arrays = cache.packed(block.scaled(full)) | {"before": carried}
                     cache.write(parts[-1], arrays.items())
-        motion = _kept(name, parts, estimator, progress)
-    if options.person == "largest" and hasattr(estimator, "bystanders"):  # not all can tell
-        _look_around(path.name, motion.track, estimator.bystanders, read, size, progress)
-    return motion
+        crowd = None
+        if options.person == "largest" and hasattr(estimator, "bystanders"):  # not all can tell
+            body = cache.bodies(parts, estimator.strays)
+            crowd = _look_around(body, full, estimator.bystanders, read, size)
+        return _kept(name, parts, estimator, crowd, progress)
 
 
 PATIENCE = 24 * 3600.0
@@ -176,15 +205,15 @@ def _unfinished(folder: Path) -> list[Path]:
     return parts
 
 
-def _kept(name: str, parts: list[Path], estimator: PoseEstimator, progress: Progress) -> Motion:
+def _kept(name: str, parts: list[Path], estimator: PoseEstimator, crowd: Array | None, progress: Progress) -> Motion:
     """The motion out of its parts, in the cache if that can be written."""
     try:
-        cache.keep(name, cache.joined(parts, estimator.strays))
+        cache.keep(name, cache.joined(parts, estimator.strays, crowd))
         if (motion := cache.fetch(name)) is not None:
             return motion
     except StorageError as error:
         progress.warn(f"The poses were not kept for the next time. {error}")
-    return Motion.of(dict(cache.joined(parts, estimator.strays)).__getitem__)
+    return Motion.of(dict(cache.joined(parts, estimator.strays, crowd)).__getitem__)
 
 
 def _blocks(pieces: Iterable[tuple[PoseTrack, Array]]) -> Iterator[tuple[PoseTrack, Array]]:
@@ -201,36 +230,59 @@ def _blocks(pieces: Iterable[tuple[PoseTrack, Array]]) -> Iterator[tuple[PoseTra
 
 
 def _look_around(
-    name: str,
-    track: PoseTrack,
+    body: Array,
+    full: tuple[int, int],
     bystanders: Callable[[Sequence[Image], PoseTrack], Sequence[Sequence[tuple[float, float]]]],
     read: Callable[[int], AbstractContextManager[Iterator[Image]]],
     size: tuple[int, int],
-    progress: Progress,
-) -> None:
-    """Warns when most of three pictures, looked at in `size`, show somebody beside the person of the track."""
-    wanted = sorted({0, len(track) // 2, 9 * len(track) // 10})
-    few = [i for i in wanted if track.found[i]]
+) -> Array | None:
+    """`Motion.crowd`, when most of three pictures, looked at in `size`, show somebody beside the person.
+
+    Args:
+        body: (T, 33, 4) in pixels of a picture of the size `full`.
+        read: opens the pictures, in `size`, from one on.
+    """
+    wanted = sorted({0, len(body) // 2, 9 * len(body) // 10})
+    few = [i for i in wanted if np.isfinite(body[i, 0, 0])]
     pictures = []
     for i in few:
         with read(i) as frames:
             pictures.append(next(frames))
-    some = track.select(few)
-    beside = bystanders(pictures, some.scaled(size))
-    if 2 * sum(map(bool, beside)) > len(wanted):
-        progress.warn(_crowd(name, beside, some.scaled(size), track.size))
-
-
-def _crowd(name: str, beside: Sequence[Sequence[tuple[float, float]]], track: PoseTrack, full: tuple[int, int]) -> str:
-    """Who was taken, and how to choose one of those `beside` them, in pixels of a picture of size `full`."""
+    some = replace(empty_track(len(few), full), body=body[few]).scaled(size)
+    beside = bystanders(pictures, some)
+    if 2 * sum(map(bool, beside)) <= len(wanted):
+        return None
     first = next(i for i, found in enumerate(beside) if found)
-    scale = np.array(full) / track.size
-    taken, other = track.body[first, 23:25, :2].mean(axis=0) * scale, np.array(beside[first][0]) * scale
-    place = f"{other[0]:.0f},{other[1]:.0f}"
+    return _pair(some.body[first], beside[first]) * np.divide(full, size, dtype=np.float32)
+
+
+def _pair(body: Array, beside: Sequence[tuple[float, float]]) -> Array:
+    """(2, 2) float32: mid hip of a pose (33, 4), and of the first one `beside` it."""
+    return np.array([body[23:25, :2].mean(axis=0), beside[0]], np.float32)
+
+
+def crowded(name: str, crowd: Array, done: str) -> str:
+    """Who was taken, and how to choose the other."""
+    (x, y), (other_x, other_y) = crowd
+    place = f"{other_x:.0f},{other_y:.0f}"
     return (
-        f"{name} shows more than one person. The one at {taken[0]:.0f},{taken[1]:.0f} is followed, another is at"
-        f" {place}: choose with --person {place}."
+        f"{name} shows more than one person. The one at {x:.0f},{y:.0f} is {done}, another is at {place}: choose with"
+        f" --person {place}."
     )
+
+
+def crowds(photos: Sequence[Image], track: PoseTrack) -> list[Array | None]:
+    """Who stands beside the person that was found in each of some photos; see `Motion.crowd`.
+
+    Args:
+        photos: of the same size, that of the track.
+        track: a pose for each of them.
+    """
+    estimator = make_estimator(PoseOptions())
+    if not hasattr(estimator, "bystanders"):
+        return [None] * len(photos)
+    found = zip(track.body, estimator.bystanders(photos, track), strict=True)
+    return [_pair(body, beside) if beside else None for body, beside in found]
 
 
 def estimate_images(images: Sequence[Image], options: PoseOptions | None = None) -> list[tuple[PoseTrack, Array]]:

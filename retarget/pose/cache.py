@@ -98,10 +98,13 @@ class Motion:
     """A track whose face meshes are not in memory.
 
     track  all else; its face meshes are NaN and take no memory.
+    crowd  (2, 2) float32: where the person of the track, and somebody beside them, stand in a picture near the
+           beginning, x and y in its pixels; None when nobody else was seen, or nobody looked.
     """
 
     track: PoseTrack
     faces: Faces
+    crowd: Array | None = None
 
     @staticmethod
     def of(array: Callable[[str], np.ndarray]) -> Motion:
@@ -122,14 +125,20 @@ class Motion:
             fps=fps,
             missed=tuple(int(i) for i in array("missed")),
         )
-        return Motion(track, faces)
+        try:
+            crowd = _floats(array("crowd"))
+        except KeyError:
+            return Motion(track, faces)
+        if crowd.shape != (2, 2) or not np.isfinite(crowd).all():
+            raise ValueError("crowd")
+        return Motion(track, faces, crowd)
 
     def __len__(self) -> int:
         return len(self.track)
 
     def select(self, which: slice) -> Motion:
         """Consecutive pictures of it."""
-        return Motion(self.track.select(which), self.faces.select(which))
+        return Motion(self.track.select(which), self.faces.select(which), self.crowd)
 
     def whole(self) -> PoseTrack:
         """The track with its face meshes in memory."""
@@ -202,15 +211,20 @@ def read(path: Path, name: str) -> np.ndarray:
         return array
 
 
-def joined(parts: Sequence[Path], strays: Callable[[Array], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def joined(
+    parts: Sequence[Path], strays: Callable[[Array], np.ndarray], crowd: Array | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """The names and arrays of one motion out of those of its parts, all but the last of them `BLOCK` pictures long.
 
     strays: (T, 33, 4) → (T,) bool: pictures that count as missed after all.
+    crowd: see `Motion`.
     """
     body = np.concatenate([read(part, "body") for part in parts])
     gone = strays(body)
     lost = gone | ~np.isfinite(body[:, 23:25, :2]).all(axis=(1, 2))
     yield from ((name, read(parts[0], name)) for name in ("kind", "version", "size", "fps"))
+    if crowd is not None:
+        yield "crowd", crowd
     yield "missed", np.flatnonzero(lost)
     for name in ("body", "world", "hands", "face_centre"):
         array = np.concatenate([read(part, name) for part in parts])
@@ -220,6 +234,13 @@ def joined(parts: Sequence[Path], strays: Callable[[Array], np.ndarray]) -> Iter
     for i in range(-(-len(body) // BLOCK)):
         part = min(i, len(parts) - 1)
         yield f"face_steps_{i}", read(parts[part], f"face_steps_{i - part}")
+
+
+def bodies(parts: Sequence[Path], strays: Callable[[Array], np.ndarray]) -> Array:
+    """(T, 33, 4) float32: the bodies of the motion that `joined` gives."""
+    body = np.concatenate([read(part, "body") for part in parts])
+    body[strays(body)] = np.nan
+    return body
 
 
 BROKEN: Final = (
@@ -283,6 +304,11 @@ def _digest(path: Path, *_: int) -> str:
 
 def _folder() -> Path:
     return folders.cache_dir() / "poses"
+
+
+def has(name: str) -> bool:
+    """Whether a motion is kept under a key, damaged or not."""
+    return (_folder() / f"{name}.npz").exists()
 
 
 def fetch(name: str) -> Motion | None:

@@ -180,6 +180,8 @@ def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objectiv
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = build(options.model, options.config)
+        if model.subject == "scene":
+            raise UsageError("Corpora hold people, and no label maps.", "Train with conditioning=pose or =face.")
         objective = model.objective(critics=options.critic, **features(model))
         untrained = build(options.model, options.config).eval()
     if options.init is not None:

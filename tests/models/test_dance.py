@@ -16,7 +16,8 @@ from retarget import parts
 from retarget.heatmaps import POSE_CHANNELS
 from retarget.models import build
 from retarget.models.base import Batch, Frame, Poses, References, stacked
-from retarget.models.dance import CERTAIN, MARGIN, NEAR, SOFT, TRUSTED, WORTH, Dance, DanceConfig, Moved
+from retarget.models.dance import CERTAIN, MARGIN, NEAR, SOFT, TRUSTED, Dance, DanceConfig, Moved
+from retarget.models.trust import WORTH
 from retarget.references import arrays, pixels, poses, references
 from retarget.skeleton import MIRROR
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,90 @@ def test_missed_pictures_are_listed(fake: type[Fake], example_dance: Path) -> No
     fake.blind = range(10)
     estimate(example_dance, end=0.9, progress=listener)
     assert "0-9" in listener.warnings[0]
+
+
+class Crowded(Fake):
+    """Another one stands 100 pixels to the right of everybody who is found."""
+
+    def bystanders(self, frames: Sequence[Image], track: PoseTrack) -> list[list[tuple[float, float]]]:
+        return [[(float(body[23, 0]) + 100, float(body[23, 1]))] for _, body in zip(frames, track.body, strict=True)]
+
+
+def test_several_people_are_told_from_the_cache_too(
+    fake: type[Fake], example_dance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pose, "make_estimator", lambda options: Crowded())
+    monkeypatch.setattr(pose, "fitting", lambda size: (size[0] // 2, size[1] // 2))
+    heard = []
+    for _ in range(2):
+        listener = Listener()
+        motion = pose.estimated(example_dance, end=0.2, progress=listener)
+        heard.append(listener.warnings)
+        np.testing.assert_array_equal(motion.crowd, [[20, 40], [220, 40]])
+    assert fake.runs == 1
+    assert heard[0] == heard[1]
+    assert heard[0] == [
+        "dance.mp4 shows more than one person. The one at 20,40 is followed, another is at 220,40: choose with"
+        " --person 220,40."
+    ]
+    listener = Listener()
+    estimate(example_dance, PoseOptions(person="20,40"), end=0.2, progress=listener)
+    assert listener.warnings == []
+
+
+def test_who_is_beside_the_person_in_photos(fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [np.zeros((60, 80, 3), np.uint8)] * 2
+    track = replace(empty_track(2, (80, 60)), body=np.full((2, 33, 4), 7, np.float32))
+    assert pose.crowds(photos, track) == [None, None]  # the estimator cannot tell
+    monkeypatch.setattr(pose, "make_estimator", lambda options: Crowded())
+    np.testing.assert_array_equal(pose.crowds(photos, track), [[[7, 7], [107, 7]]] * 2)
+
+
+class Blocks(Fake):
+    """Gives poses in pieces of ten and is interrupted before the picture number `until`."""
+
+    until = 25
+
+    def pieces(
+        self, frames: Iterable[Image], *, fps: Fraction, progress: Progress, before: np.ndarray | None = None
+    ) -> Iterator[tuple[PoseTrack, np.ndarray]]:
+        stream = iter(frames)
+        for _ in islice(stream, 0 if before is None else self.overlap):
+            pass
+        while some := list(islice(stream, 10)):
+            if Blocks.until <= Fake.runs * 10:
+                raise KeyboardInterrupt
+            track = self.track(some, fps=fps, progress=progress)
+            yield track, track.body[-2:]
+
+
+def test_what_an_interrupted_run_left_is_counted_and_can_be_forgotten(
+    fake: type[Fake], example_dance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pose, "make_estimator", lambda options: Blocks())
+    monkeypatch.setattr(pose.cache, "BLOCK", 10)
+    options = PoseOptions()
+    assert pose.remaining(example_dance, options, end=2.0) == 60
+
+    def interrupted(until: int) -> None:
+        monkeypatch.setattr(Blocks, "until", until)
+        with pytest.raises(KeyboardInterrupt):
+            estimate(example_dance, end=2.0)
+
+    interrupted(25)
+    assert fake.runs == 3
+    assert pose.remaining(example_dance, options, end=2.0) == 30
+    assert pose.remaining(example_dance, options, end=2.0, restart=True) == 60
+    assert pose.remaining(example_dance, options, end=1.0) == 30  # another piece, nothing of it
+    interrupted(40)
+    monkeypatch.setattr(Blocks, "until", 1000)
+    listener = Listener()
+    estimate(example_dance, end=2.0, restart=True, progress=listener)
+    assert listener.notes == []
+    assert fake.runs == 4 + 6
+    assert pose.remaining(example_dance, options, end=2.0) == 0
+    estimate(example_dance, end=2.0, restart=True)  # what is finished stays
+    assert fake.runs == 10
 
 
 def test_nobody_at_all_is_an_error(fake: type[Fake], example_dance: Path) -> None:

@@ -1,7 +1,8 @@
 """`pytest --reliability-report=docs/reliability.md`: what tests marked `reliability(section, case, expected)` proved.
 
 A test may carry several marks, and several tests one case. A run of some tests renews their rows and leaves the others
-as they are; rows of tests that are no more go.
+as they are; rows of tests that are no more go. With pytest-xdist, whose workers run the tests, the marks come with what
+the workers report.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ HEAD = """\
 
 What happens when things go wrong, and the tests that hold it. The tests write this table (`make reliability`).
 """
+PROPERTY = "reliability"
 COLUMNS = ("case", "expected", "test", "result", "version, date")
 
 
@@ -66,20 +68,25 @@ def exists(test: str, root: Path) -> bool:
 class Report:
     """Collects the outcomes of marked tests while pytest runs, and writes the page at the end."""
 
-    def __init__(self, page: Path, root: Path) -> None:
-        self.page, self.root = page, root
+    def __init__(self, page: Path, root: Path, *, worker: bool = False) -> None:
+        self.page, self.root, self.worker = page, root, worker
+        self.collected = False  # all tests are known, those that were left out as well
         self.cases: dict[str, list[tuple[str, str, str]]] = {}  # node id → its marks
         self.outcomes: dict[str, tuple[str, str]] = {}  # node id → outcome, why skipped
 
     @pytest.hookimpl(tryfirst=True)  # before -k leaves any out
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self.collected = True
         for item in items:
             if marks := [_case(*mark.args, **mark.kwargs) for mark in item.iter_markers("reliability")]:
                 self.cases[item.nodeid] = marks
+                item.user_properties.append((PROPERTY, marks))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self.cases or (report.when != "call" and report.passed):
+        marks = dict(report.user_properties).get(PROPERTY)
+        if marks is None or (report.when != "call" and report.passed):
             return
+        self.cases[report.nodeid] = [_case(*mark) for mark in marks]
         why = str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
         if self.outcomes.get(report.nodeid, ("",))[0] != "failed":
             self.outcomes[report.nodeid] = (report.outcome, why)
@@ -92,7 +99,7 @@ class Report:
         for node, outcome in self.outcomes.items():
             for case in self.cases[node]:
                 found.setdefault((*case, _test(node)), []).append(outcome)
-        if not found:
+        if not found or self.worker:
             return
         when = f"{__version__}, {datetime.date.today().isoformat()}"
         new = [Row(*place, _result(outcomes), when) for place, outcomes in found.items()]
@@ -104,7 +111,8 @@ class Report:
             row
             for row in old
             for place in ((row.section, row.case, row.test),)
-            if place not in renewed and (place in known if row.test in seen else exists(row.test, self.root))
+            if place not in renewed
+            and (place in known if self.collected and row.test in seen else exists(row.test, self.root))
         ]
         self.page.parent.mkdir(parents=True, exist_ok=True)
         self.page.write_text(write(kept + new), encoding="utf-8")
@@ -140,4 +148,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if (page := config.getoption("--reliability-report")) is not None:
-        config.pluginmanager.register(Report(config.invocation_params.dir / page, config.rootpath))
+        report = Report(config.invocation_params.dir / page, config.rootpath, worker=hasattr(config, "workerinput"))
+        config.pluginmanager.register(report)

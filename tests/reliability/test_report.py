@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from reliability.report import Row, read, write
 
 pytest_plugins = ("pytester",)
 
 TESTS = """
+from pathlib import Path
+
 import pytest
 
 @pytest.mark.reliability("1. Resume", "killed | at once", "goes on")
@@ -88,3 +92,18 @@ def test_rows_of_tests_that_are_gone_go(pytester: pytest.Pytester) -> None:
     assert {row.test for row in run(pytester, "-k", "two")} == {
         f"test_it.py::{name}" for name in ("test_two", "test_gpu", "test_each")
     }
+
+
+@pytest.mark.slow
+def test_workers_prove_the_same(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xdist")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    pytester.makepyfile(test_it=TESTS.format(good=True))
+    rows = []
+    for words in (("-p", "no:xdist"), ("-n", "2")):
+        pytester.runpytest_subprocess(
+            "-p", "reliability.report", "-W", "default", "--reliability-report", "docs/page.md", *words
+        )
+        rows.append(read((pytester.path / "docs" / "page.md").read_text(encoding="utf-8")))
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 6
