@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import DeviceError, UsageError
+from .errors import DeviceError, InputError, UsageError
 from .types import Image, PoseTrack, Progress, Silent
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def drive(
     with device.enough_memory("loading the avatar"):
         model, identity, stored = load(avatar, compute)
     if source.is_dir() and model.subject != "scene":
-        raise UsageError(
+        raise InputError(
             f"{source} is a folder, and the avatar {avatar.name} is of a person.", "Give a video of a person."
         )
     with device.enough_memory("estimating the poses"):

@@ -255,7 +255,7 @@ def test_drives_that_cannot_be(avatars, tmp_path, puppet, short_me, monkeypatch)
         drive(street, short_me, out, size=64, **CPU)
     with pytest.raises(UsageError, match="--background #00ff00 needs a person"):
         drive(street, maps, out, background="#00ff00", **CPU)
-    with pytest.raises(UsageError, match="maps is a folder, and the avatar me is of a person"):
+    with pytest.raises(InputError, match="maps is a folder, and the avatar me is of a person"):
         drive(somebody, maps, out, **CPU)
     cv2.imwrite(str(maps / "street_2.png"), np.full((64, 96), 30, np.uint8))
     with pytest.raises(InputError, match=r"street_2\.png holds class 30, and the avatar knows 19"):

@@ -332,7 +332,7 @@ class _Reptile(_Training):
         if kept:
             for i, t in enumerate(meta):
                 t.data.copy_(kept[f"meta.{i}"])
-        every = max(1, min(25, options.steps // 8))
+        every = max(1, min(25, options.steps // 4))  # each costs six tasks
         figures: dict[str, float] = {}
         told: set[str] = set()
         self.progress.stage("Meta-learning", options.steps)

@@ -77,7 +77,7 @@ def broken(tmp_path: Path, files: dict[str, Path], make: Run) -> Callable[[str],
     [
         case("not a video", "one sentence, exit 3", "text", "no video"),
         case("an empty file", "one sentence, exit 3", "empty", "empty"),
-        case("a folder for a video", "one sentence, exit 3", "folder", "not a file|directory"),
+        case("a folder for a video", "one sentence, exit 3", "folder", "is a folder"),
         case("truncated video without its index", "one sentence, exit 3", "truncated", "no video"),
         case("bit-flipped video whose index is lost", "one sentence, exit 3", "flipped", "no video|no pictures"),
         case("no frames", "one sentence, exit 3", "no frames", "no pictures"),
