@@ -91,7 +91,6 @@ class Lessons:
             for k, known in enumerate(identities)
         ]
         self.held_out = self.pairs.pop(validation)[0] if validate else self.pairs[0][0]
-        self.plain = self._plain(self.held_out.truth)
 
     def _encode(self, known: Any) -> Any:
         return self.model.encode(known.to(self.compute.device))
@@ -153,9 +152,9 @@ class Lessons:
     def validate(self) -> float:
         """How far the picture left out is from being reconstructed; lower is better.
 
-        By PSNR and SSIM of the person, a hundredth of SSIM being worth a fifth of a decibel. Weights that lose either
-        against the first call count as infinitely far, unless what it showed was no better than one colour: networks
-        that have learned nothing have nothing to lose. A person who cannot be measured is judged by `pyramid_loss`.
+        By PSNR and SSIM of the person, a hundredth of SSIM being worth a fifth of a decibel. Of models that move
+        the person's own pixels (`RetargetModel.moves_pixels`), weights that lose either against the first call count as
+        infinitely far. A person who cannot be measured is judged by `pyramid_loss`.
         """
         frame, truth = self._draw()
         figures = self._figures(frame, truth)
@@ -164,7 +163,7 @@ class Lessons:
             assert frame.matte is not None
             assert truth.matte is not None
             return float(pyramid_loss(frame.rgb, truth.rgb) + matte_loss(frame.matte, truth.matte))
-        if self.first["fg_psnr"] >= self.plain and any(figures[k] < self.first[k] - LOSS[k] for k in figures):
+        if self.model.moves_pixels and any(figures[k] < self.first[k] - LOSS[k] for k in figures):
             return math.inf
         return -figures["fg_psnr"] - 20 * figures["fg_ssim"]
 
@@ -175,17 +174,6 @@ class Lessons:
         figures = self._figures(*self._draw())
         self.model.train(training)
         return figures
-
-    @staticmethod
-    def _plain(truth: Frame) -> float:
-        """PSNR of the person painted in the one colour that is best."""
-        assert truth.matte is not None
-        true = as_image(truth.rgb[0])
-        inside = truth.matte[0, 0].cpu().numpy() > 0.5
-        if not inside.any():
-            return math.nan
-        colour = true[inside].mean(0).round().astype(np.uint8)
-        return foreground_psnr(np.broadcast_to(colour, true.shape), true, inside)
 
     @staticmethod
     def _figures(frame: Frame, truth: Frame) -> dict[str, float]:

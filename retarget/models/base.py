@@ -225,6 +225,9 @@ class RetargetModel(nn.Module, ABC):
     label maps (`streets`)."""
     SUBJECTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For a model that can be made for several subjects: what its configuration is for each."""
+    moves_pixels: bool = False
+    """Whether it begins with the person's own pixels, moved: then no step of fine-tuning may blur them for a better
+    mean. What paints begins with nothing to lose."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
     disk, whatever has four dimensions or more as bytes: it has to be in 0..1. None: it is made anew each time."""

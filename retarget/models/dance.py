@@ -142,6 +142,7 @@ class Dance(RetargetModel):
     """The model. Its parameters are the nets; all knowledge of a person is in the identity."""
 
     Ahead = Moved
+    moves_pixels = True
     trust: Tensor
     """(5,) in 0..1: how much of each of the nets' answers (`TRUSTED`) this person gets; see `settle`."""
 

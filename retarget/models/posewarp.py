@@ -193,6 +193,7 @@ class Posewarp(RetargetModel):
         self.matte = nn.Conv2d(width, 1, 3, 1, 1)
         self.scene = PoseUNet(4, width, width) if whole else None
         self.filled = nn.Conv2d(width, 3, 3, 1, 1) if whole else None
+        self.moves_pixels = not whole
         self.register_buffer("trust", torch.ones(len(TRUSTED)))
         _begin(self)
         zero_(self.masks)  # the prior is a sane segmentation
