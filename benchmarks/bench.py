@@ -209,6 +209,7 @@ def systems(table: Table, device: str) -> None:
     import torch
 
     from retarget.avatar import Avatar
+    from retarget.benchmark import benchmark_frame
     from retarget.device import choose
     from retarget.models import MODELS, build
     from retarget.models.base import Batch, Frame, stacked
@@ -220,32 +221,19 @@ def systems(table: Table, device: str) -> None:
     stored = dict(Avatar.load("bench").tensors())
     known = references(stored, size=size).to(at)
     walk = stored_track(stored, "track").scaled(size)
-    windows = [poses(walk.select([t])).to(at) for t in range(min(8, len(walk)))]
+    window = poses(walk.select([0])).to(at)
     times = 20 if at.type == "cuda" else 5
     table.add("models, size `small`, 192x256", compute.describe())
     for name in MODELS:
+        frame = benchmark_frame(name, size, device)
+        table.add(f"  {name}: parameters", frame.parameters / 1e6, "million")
+        table.add(f"  {name}: one frame", 1e3 * frame.seconds, "ms")
         torch.manual_seed(0)
-        model = build(name).to(at).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        for parameter in model.parameters():  # what answers zero need not be asked
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, 0, 0.01)
-        with torch.inference_mode():
-            identity = model.encode(known)
-        memory: dict[str, Any] = {"n": 0, "condition": None, "state": None}
-
-        def frame(model: Any = model, identity: Any = identity, memory: dict[str, Any] = memory) -> None:
-            with torch.inference_mode(), compute.autocast():
-                window = windows[memory["n"] % len(windows)]
-                memory["condition"] = model.condition(window, size[::-1], memory["condition"])
-                _, memory["state"] = model(memory["condition"], identity, memory["state"])
-            memory["n"] += 1
-
-        table.add(f"  {name}: parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million")
-        table.add(f"  {name}: one frame", milliseconds(frame, times, at), "ms")
+        model = build(name).to(at).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             person = model.encode(known)
             truth = Frame(known.rgb[:, 0], known.matte[:, 0].to(at))
-            pair = model.ahead(model.condition(windows[0], size[::-1]), person, truth)
+            pair = model.ahead(model.condition(window, size[::-1]), person, truth)
             batch = stacked([Batch(pair[0], pair[1], None, pair[2])] * 4)
         model.adopt(person)
         objective = model.objective(critics=False).to(at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from .types import PoseTrack
+from .types import PoseTrack, Silent
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,17 @@ def benchmark_frame(model: str = "dance", size: tuple[int, int] = (384, 512), de
     from . import device as devices
     from . import weights
     from .drive import pictures
-    from .models import build
     from .models.base import References
+    from .personalize import start
     from .references import poses
 
     compute = devices.choose(device)
     entry = weights.ENTRY["meta"].format(model)
-    learned = weights.known(entry) and weights.at_hand(entry) is not None
+    here = weights.known(entry) and weights.at_hand(entry) is not None
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        if learned:
-            tensors, config = weights.load(entry)
-            net = build(model, config)
-            net.load_state_dict({k: t for k, t in tensors.items() if not k.startswith(weights.CRITICS)})
-        else:
-            net = build(model)
+        net, digest, _ = start(model, "meta" if here else "random", Silent())
+        if digest is None:
             for parameter in net.parameters():  # nets that answer zero need not be asked
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, 0, 0.01)
@@ -73,7 +69,7 @@ def benchmark_frame(model: str = "dance", size: tuple[int, int] = (384, 512), de
         now = time.perf_counter()
         times.append(now - last)
         last = now
-    return Timing(float(np.median(times[2:])), sum(p.numel() for p in net.parameters()), learned)
+    return Timing(float(np.median(times[2:])), sum(p.numel() for p in net.parameters()), digest is not None)
 
 
 def _walk(size: tuple[int, int]) -> PoseTrack:
