@@ -125,8 +125,9 @@ def stages(table: Table, home: Path, device: str) -> float:
     """Where the time of a frame goes; in `drive` ffmpeg decodes and encodes beside the rest. Returns ms to draw one."""
     from retarget.avatar import Avatar
     from retarget.device import choose
-    from retarget.drive import DriveOptions, load, movement, pictures
+    from retarget.drive import DriveOptions, load, movement
     from retarget.pose import PoseOptions, make_estimator
+    from retarget.rendering import pictures
     from retarget.types import Silent
     from retarget.video import open_reader, open_writer, probe
 

@@ -38,10 +38,10 @@ def benchmark_frame(model: str = "dance", size: tuple[int, int] = (384, 512), de
 
     from . import device as devices
     from . import weights
-    from .drive import pictures
     from .models.base import References
     from .personalize import start
     from .references import poses
+    from .rendering import pictures
 
     compute = devices.choose(device)
     entry = weights.ENTRY["meta"].format(model)

@@ -19,11 +19,12 @@ from retarget import device, video
 from retarget import drive as public
 from retarget.avatar import Avatar
 from retarget.background import solid_colour
-from retarget.drive import DriveOptions, load, marked, movement, pictures, tags
+from retarget.drive import DriveOptions, load, marked, movement, tags
 from retarget.errors import AvatarError, InputError, RetargetError, StorageError, UsageError, VideoError
 from retarget.models.dance import Dance
 from retarget.pose import Motion, save_motion
 from retarget.pose.cache import packed
+from retarget.rendering import pictures
 from retarget.types import Image, PoseTrack, Silent
 from retarget.video import open_reader, open_writer, probe, read_metadata, timestamps
 

@@ -80,7 +80,7 @@ RANK = {
     # What stands between inputs and models, and the loop that fits.
     **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
-    **dict.fromkeys(("lessons", "training.prepare", "training.corpus", "portraits", "streets"), 4),
+    **dict.fromkeys(("lessons", "rendering", "training.prepare", "training.corpus", "portraits", "streets"), 4),
     **dict.fromkeys(("preview", "training.tasks", "training.run", "training.parsing"), 5),
     "training.train": 6,
     **dict.fromkeys(("personalize", "drive", "benchmark", "evaluate", "doctor", "forecast"), 6),

@@ -22,11 +22,12 @@ import torch
 from retarget import device
 from retarget.avatar import Avatar
 from retarget.cli import main
-from retarget.drive import DriveOptions, drive, load, pictures
+from retarget.drive import DriveOptions, drive, load
 from retarget.errors import DeviceError, OutOfMemory, out_of_memory
 from retarget.lessons import Lessons
 from retarget.models.dance import Dance
 from retarget.pose import save_motion
+from retarget.rendering import pictures
 from retarget.types import PoseTrack, Silent
 from retarget.video import open_reader, read_metadata
 
