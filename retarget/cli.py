@@ -338,7 +338,10 @@ def evaluate(
 @app.command()
 def prepare(
     ctx: typer.Context,
-    clips: Annotated[list[Path], typer.Argument(metavar="CLIPS...", help="Videos of one person each, or folders.")],
+    clips: Annotated[
+        list[Path],
+        typer.Argument(metavar="CLIPS...", help="Videos of one person each, or folders; or street scenes: --labels."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus's folder; an interrupted run goes on.")],
     side: Annotated[int, typer.Option(help="Short side of the training pictures, pixels.")] = _C.side,
     fps: Annotated[float, typer.Option(help="Frames per second that are kept.")] = _C.fps,
@@ -353,18 +356,26 @@ def prepare(
     crop: Annotated[
         Literal["none", "head"], typer.Option(help="Whole pictures, or squares around the head.")
     ] = _C.crop,
+    labels: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FOLDER|VIDEO",
+            help="Label maps of street scenes: for each of CLIPS in their order, or one folder with all by name.",
+        ),
+    ] = [],  # noqa: B006
     yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pack videos into a corpus to train on."""
+    """Pack videos into a corpus to train on; or, with --labels, street scenes: videos or folders of pictures."""
     from . import forecast
     from .training.prepare import PrepareOptions, prepare
 
     console = _console(ctx, goes_on=True)
     options = PrepareOptions(
-        side, fps, quality, licence, source, None if table is None else str(table), val, workers, crop
-    )
+        side, fps, quality, licence, source, None if table is None else str(table), val, workers, crop,
+        tuple(map(str, labels)),
+    )  # fmt: skip
     with forecast.announced(lambda: forecast.prepare(clips, out, options), console, yes=yes) as progress:
         index = prepare(clips, out, options, progress=progress)
     left = index["left_out"]
@@ -386,7 +397,8 @@ def train(
     model: Annotated[str, typer.Option(help="The model.")] = _T.model,
     preset: PresetOption = "small",
     config: Annotated[
-        list[str], typer.Option(metavar="NAME=NUMBER", help="Of the network, as width=24; may be repeated.")
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="Of the network: width=24, conditioning=labels; may be repeated."),
     ] = [],  # noqa: B006
     init: Annotated[Path | None, typer.Option(help="Weights to start from: another run's .safetensors.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps, or meta-iterations.")] = _T.steps,

@@ -208,21 +208,23 @@ def movement(
     from .faces import Talk
     from .motion import Movement, body_of
     from .pose import Motion, PoseOptions, estimated
-    from .references import stored_track
+    from .references import has_irises, stored_track
     from .streets import driver
 
     if subject == "scene":
         return driver(source, avatar, options, progress)
 
+    mine = stored_track(stored, "track")
+
     def motion() -> Motion:
-        who = PoseOptions(person=options.person)
+        who = PoseOptions(person=options.person, irises=has_irises(stored))
         return estimated(source, who, start=options.start, end=options.end, restart=options.restart, progress=progress)
 
     # Nobody but the movement holds the motion: it is let go once what follows from it is known.
     if subject == "head" and options.align == "auto":
         speaker = Movement(motion(), smoothness=options.smooth, body=None, size=None, progress=progress)
-        return Talk(speaker, stored_track(stored, "track"), avatar.size)
-    body = body_of(stored_track(stored, "track")) if options.align == "auto" else None
+        return Talk(speaker, mine, avatar.size)
+    body = body_of(mine) if options.align == "auto" else None
     return Movement(motion(), smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 
 

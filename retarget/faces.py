@@ -5,6 +5,9 @@ of the shape differs from the person's neutral face is the expression. `fit` put
 onto the avatar's neutral face: landmarks of another person are what Few-Shot Adversarial Talking Heads (§5) names as
 its limit, because a model draws the person whose proportions it is shown.
 
+A mesh may have irises (478 points instead of 468): gaze is an expression of the eyes, which is measured against their
+corners.
+
 The head's frame: x to the person's left, y down, z to the back of the head; origin in the middle of the firm points,
 those above the mouth; unit: their root mean square distance from there. Pictures as in `types.PoseTrack`.
 """
@@ -22,7 +25,7 @@ import numpy.typing as npt
 from .errors import NobodyFound
 from .heatmaps import FACE_CONTOURS
 from .motion import FOREHEAD, NOSE_BASE, SIDES, rotations, soft
-from .skeleton import HAND_POINTS, JOINTS
+from .skeleton import FACE_POINTS, HAND_POINTS, IRISES, JOINTS
 from .types import Array, Image, PoseTrack
 
 Float = npt.NDArray[np.float64]
@@ -67,11 +70,11 @@ class Heads(NamedTuple):
     place: Float
     """(T, 3) the origin of the head's frame in pixels."""
     shape: Float
-    """(T, 468, 3) the mesh in the head's frame."""
+    """(T, N, 3) the mesh in the head's frame."""
 
 
 def typical(face: Array) -> Float:
-    """The median (468, 3), in the head's frame, of face meshes (T, 468, 3), x, y, z in pixels, all of one person.
+    """The median (N, 3), in the head's frame, of face meshes (T, N, 3), x, y, z in pixels, all of one person.
 
     Raises ValueError when no picture has a face.
     """
@@ -90,7 +93,7 @@ def typical(face: Array) -> Float:
 
 
 def heads(face: Array, template: Float) -> Heads:
-    """Take face meshes (T, 468, 3), x, y, z in pixels, apart; rotations are those that turn the firm points of the
+    """Take face meshes (T, N, 3), x, y, z in pixels, apart; rotations are those that turn the firm points of the
     person's own `template` (`typical`) best into theirs (Kabsch 1976)."""
     mesh = face.astype(np.float64)
     lost = ~np.isfinite(mesh).all(axis=(1, 2))
@@ -107,7 +110,7 @@ def heads(face: Array, template: Float) -> Heads:
 
 
 def _frame(mesh: Float) -> Float:
-    """(T, 3, 3): the axes of the head as columns, from the mesh (T, 468, 3) itself: left along the ears, down the nose,
+    """(T, 3, 3): the axes of the head as columns, from the mesh (T, N, 3) itself: left along the ears, down the nose,
     into the head."""
     left = mesh[:, SIDES[1]] - mesh[:, SIDES[0]]
     down = mesh[:, NOSE_BASE] - mesh[:, FOREHEAD]
@@ -118,7 +121,7 @@ def _frame(mesh: Float) -> Float:
 
 
 def neutral(shape: Float) -> Float:
-    """The neutral face (468, 3) among shapes (T, 468, 3): the median of those with the mouth shut and open eyes.
+    """The neutral face (N, 3) among shapes (T, N, 3): the median of those with the mouth shut and open eyes.
 
     Of these there are as many as are among the quarter with the least open mouths and in the half with the most open
     eyes; if none, the former. Of a single picture nothing but itself is known.
@@ -133,12 +136,16 @@ def neutral(shape: Float) -> Float:
 
 
 def transferred(shape: Float, mine: Float, theirs: Float) -> Float:
-    """The expressions of shapes (T, 468, 3) of somebody with the neutral face `mine`, on the neutral face `theirs`.
+    """The expressions of shapes (T, N, 3) of somebody with the neutral face `mine`, on the neutral face `theirs`.
 
     Each point moves as it does in `shape`, lips by the ratio of the mouths' widths. Lids close by the same share of
-    their opening: eyes that are shut there are shut here, however large.
+    their opening: eyes that are shut there are shut here, however large. Irises are as many eye widths from the middle
+    of the eye's corners as in `shape`, wherever `theirs` look; they stay there, in their eyes, if `shape` has none.
+
+    Returns:
+        (T, M, 3): as many points as `theirs` has.
     """
-    moved = shape - mine
+    moved = (shape - mine)[:, :FACE_POINTS]
     width = [float(np.linalg.norm(face[MOUTH[0]] - face[MOUTH[1]])) for face in (theirs, mine)]
     moved[:, LIPS] *= width[0] / max(width[1], 1e-6)
     for corners, (above, below), lids in LIDS:
@@ -147,8 +154,30 @@ def transferred(shape: Float, mine: Float, theirs: Float) -> Float:
         ratio = openings[0] / openings[1] if min(openings) > LEAST_EYE else 1.0
         around = moved[:, corners].mean(axis=1, keepdims=True)
         moved[:, lids] = around + (moved[:, lids] - around) * ratio
-    out: Float = theirs + moved
+    out: Float = theirs[:FACE_POINTS] + moved
+    if len(theirs) == FACE_POINTS:
+        return out
+    for (corners, _, _), iris in zip(LIDS, map(list, IRISES), strict=True):
+        rest = theirs[iris] - _middle(theirs, corners)
+        if len(mine) > FACE_POINTS:
+            ratio = _width(theirs, corners) / max(_width(mine, corners), 1e-6)
+            own = mine[iris] - _middle(mine, corners)
+            gaze = shape[:, iris] - _middle(shape, corners)
+            # The iris is as large as theirs.
+            rest = ratio * (gaze - own + own[:1]) + rest - rest[:1]
+        out = np.concatenate([out, _middle(out, corners) + np.broadcast_to(rest, (len(out), len(iris), 3))], axis=1)
     return out
+
+
+def _middle(face: Float, corners: Sequence[int]) -> Float:
+    """(..., 1, 3): the middle of an eye's corners in meshes (..., N, 3)."""
+    middle: Float = face[..., list(corners), :].mean(axis=-2, keepdims=True)
+    return middle
+
+
+def _width(face: Float, corners: Sequence[int]) -> float:
+    """Of an eye of one mesh."""
+    return float(np.linalg.norm(face[corners[0]] - face[corners[1]]))
 
 
 class Driver(Protocol):
@@ -165,9 +194,9 @@ class Driver(Protocol):
 class Talk:
     """The driver's movement on the avatar's face, to be drawn picture by picture; `fit` makes all of it at once.
 
-    Shape (but for its depth) and place are the avatar's; expression, turns of the head, and its movements about where
-    it slowly drifts to (`CALM`) the driver's. Where the driver's face was not found, the nearest picture's is taken.
-    Meshes are held for `WINDOW` pictures at a time.
+    Shape (but for its depth) and place are the avatar's; expression, gaze, turns of the head, and its movements about
+    where it slowly drifts to (`CALM`) the driver's. Irises there are if the avatar's meshes have them. Where the
+    driver's face was not found, the nearest picture's is taken. Meshes are held for `WINDOW` pictures at a time.
 
     size  (width, height) of the avatar's picture, inside of which the head is kept.
     fps   pictures per second.
@@ -197,7 +226,12 @@ class Talk:
         # What is straight ahead for one is so for the other: the axes hang on few points, this on all firm ones.
         other = other @ rotations(other[list(FIRM)], self._rest[None, FIRM])[0].T
         # Depth is a guess from one view: only the driver's own errs like the driver's rotations, and both cancel out.
-        other[:, 2] = self._rest[:, 2]
+        both = min(len(other), len(self._rest))
+        depth = other[:, 2].copy()
+        other[:both, 2] = self._rest[:both, 2]
+        for (corners, _, _), iris in zip(LIDS, map(list, IRISES), strict=True):
+            if len(other) > both:  # irises of its own lie in its eyes as they did
+                other[iris, 2] += (other[list(corners), 2] - depth[list(corners)]).mean()
         self._other = other
 
         windows = [range(i, min(i + WINDOW, len(driver))) for i in range(0, len(driver), WINDOW)]
@@ -236,7 +270,7 @@ class Talk:
         )  # fmt: skip
 
     def _mesh(self, row: int) -> Array:
-        """(1, 468, 3): the driver's face in one picture."""
+        """(1, N, 3): the driver's face in one picture."""
         if self._held[0] != row:
             self._held = row, self._driver.select([row]).face
         return self._held[1]

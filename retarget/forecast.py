@@ -126,6 +126,7 @@ def drive(avatar: Avatar, source: Path, out: Path, options: DriveOptions, comput
     """Of `retarget drive`. Memory: avatars of 240x320, 480x640, 960x1280 at their size, and of 480x640 at 1080x1440,
     45 frames, peak of all processes: 0.7, 0.9, 2.7 and 1.3 GB."""
     from .drive import drawn_before
+    from .references import has_irises
 
     pixels, frames = float(avatar.size[0] * avatar.size[1]), 0.0
     drawn = pixels if options.size is None else pixels * (options.size / min(avatar.size)) ** 2
@@ -136,7 +137,8 @@ def drive(avatar: Avatar, source: Path, out: Path, options: DriveOptions, comput
         end = info.duration if options.end is None else min(options.end, info.duration)
         frames = max(0.0, info.fps * (end - options.start))
         if not avatar.meta.options.get("labels"):
-            poses = _poses(source, options.person, options.start, options.end, options.restart)
+            irises = has_irises(avatar.tensors())
+            poses = _poses(source, options.person, options.start, options.end, options.restart, irises)
     left = max(0.0, frames - drawn_before(avatar, source, out, options, compute))
     coded = CODED.get(out.suffix.lower(), PLAIN) if options.background == "transparent" else PLAIN
     return Need(
@@ -174,10 +176,12 @@ def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) 
 
 
 def prepare(clips: Sequence[Path], out: Path, options: PrepareOptions) -> Need | None:
-    """Of `retarget prepare`; None without a video. Memory: 0.3 GB, and 1.1 GB for each process. Disk: 150 kB per
-    megapixel that is kept."""
+    """Of `retarget prepare`; None without a video, and for street scenes, whose poses are not estimated. Memory:
+    0.3 GB, and 1.1 GB for each process. Disk: 150 kB per megapixel that is kept."""
     from .training.prepare import VIDEOS
 
+    if options.labels:
+        return None
     paths = [p for clip in clips for p in (sorted(clip.iterdir()) if clip.is_dir() else [clip])]
     paths = [p for p in paths if p.suffix.lower() in VIDEOS]
     workers = max(1, min(options.workers or os.cpu_count() or 1, len(paths)))
@@ -224,11 +228,11 @@ def _probe(path: Path) -> _Info | None:
     return _Info(float(info.fps), float(info.duration), info.width, info.height)
 
 
-def _poses(path: Path, person: str, start: float, end: float | None, restart: bool) -> float:
+def _poses(path: Path, person: str, start: float, end: float | None, restart: bool, irises: bool = False) -> float:
     """Frames whose poses are still to be estimated."""
     from .pose import PoseOptions, remaining
 
-    return remaining(path, PoseOptions(person=person), start=start, end=end, restart=restart)
+    return remaining(path, PoseOptions(person=person, irises=irises), start=start, end=end, restart=restart)
 
 
 def _maps(folder: Path, fps: float) -> _Info:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from .skeleton import BONES, FACE_JOINTS, PARTS, J
+from .skeleton import BONES, FACE_JOINTS, IRISES, PARTS, REFINED_POINTS, J
 
 POSE_CHANNELS: Final = 15
 WINDOW: Final = 3
@@ -51,9 +51,10 @@ FACE_LINES: Final[tuple[tuple[tuple[float, float, float], tuple[tuple[int, ...],
     ((1, 0, 0), (_C["left_eye"], _C["right_eye"])),
     ((1, 0, 1), (_C["lips_outer"],)),
     ((0, 1, 1), (_C["lips_inner"],)),
+    ((1, 1, 1), tuple((*rim, rim[0]) for _, *rim in IRISES)),
 )
-"""A face drawn in lines, by colour (red, green, blue in 0..1): jaw, brows, nose, eyes, outer and inner lips. The mesh
-of 468 points knows no irises. Both sides have the same colours, so that a drawing's mirror image is a drawing, too."""
+"""A face drawn in lines, by colour (red, green, blue in 0..1): jaw, brows, nose, eyes, outer and inner lips, and of a
+mesh of 478 points the irises. Both sides have the same colours, so that a drawing's mirror image is a drawing, too."""
 
 _HANDS, _FEET = (
     [[J[f"{side}_{joint}"] for joint in joints] for side in ("left", "right")]
@@ -107,7 +108,7 @@ def pose_maps(
 
     Args:
         body: (B, 33, 4) x, y, z in pixels of the picture, visibility; as in `PoseTrack`. NaN: not found.
-        face: (B, 468, 3) x, y, z in pixels of the picture.
+        face: (B, 468 or more, 3) x, y, z in pixels of the picture.
         hands: (B, 2, 21, 3) left, right; x, y, z in pixels of the picture.
         size: (height, width) of the maps.
         picture: (height, width) of the picture that the coordinates belong to.
@@ -153,7 +154,7 @@ def face_lines(face: Tensor, size: tuple[int, int], *, picture: tuple[float, flo
     three-channel images using a predefined set of colors to connect certain landmarks with line segments").
 
     Args:
-        face: (B, 468, 2 or more) x, y in pixels of the picture; NaN: not found.
+        face: (B, 468 or 478, 2 or more) x, y in pixels of the picture; NaN: not found.
         size: (height, width) of the drawing.
         picture: (height, width) of the picture that the coordinates belong to.
         width: of the lines, in pixels of the drawing: about that of their half strength.
@@ -163,7 +164,7 @@ def face_lines(face: Tensor, size: tuple[int, int], *, picture: tuple[float, flo
         the larger of each channel.
     """
     with torch.autocast(face.device.type, enabled=False):
-        ends, colours = _lines(face.device)
+        ends, colours = _lines(face.device, face.shape[1] == REFINED_POINTS)
         zoom = face.new_tensor([size[1] / picture[1], size[0] / picture[0]]).float()
         xy = face[..., :2].float() * zoom
         found = xy.isfinite().all(-1)
@@ -185,12 +186,13 @@ _DOTS = 16  # per segment: no gaps as long as a segment is shorter than some 16 
 
 
 @cache
-def _lines(device: torch.device) -> tuple[Tensor, Tensor]:
+def _lines(device: torch.device, irises: bool) -> tuple[Tensor, Tensor]:
     """The segments of each colour, (G, N, 2 ends), and the colours, (G, 3)."""
-    groups = [[pair for line in lines for pair in pairwise(line)] for _, lines in FACE_LINES]
+    drawn = FACE_LINES if irises else FACE_LINES[:-1]
+    groups = [[pair for line in lines for pair in pairwise(line)] for _, lines in drawn]
     most = max(map(len, groups))
     ends = [group + group[-1:] * (most - len(group)) for group in groups]
-    return torch.tensor(ends, device=device), torch.tensor([c for c, _ in FACE_LINES], device=device)
+    return torch.tensor(ends, device=device), torch.tensor([c for c, _ in drawn], device=device)
 
 
 def stack_poses(window: Sequence[Tensor], count: int = WINDOW) -> Tensor:

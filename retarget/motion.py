@@ -229,7 +229,7 @@ class Body:
     lower       share of the pictures in which hips, knees, ankles are seen (3,).
     rest        (33, 4) the median pose, relative to mid hip, with visibility.
     head        (11, 3) the head's joints relative to mid ear, in the attitude of the face.
-    face        (468, 3) the face mesh relative to mid ear, in the most frontal attitude seen; None when no face was.
+    face        (468 or 478, 3) the face mesh relative to mid ear, in the most frontal attitude seen; None: none was.
     turn        (2, 2) lowest and highest turn of the head seen, relative to `head`: yaw, pitch, in degrees.
     """
 
@@ -378,7 +378,7 @@ def _head_joints(track: PoseTrack) -> Float:
 
 
 def _mesh(track: PoseTrack) -> Float:
-    """(T, 468, 3) the face mesh: x, y relative to the body's mid ear, z relative to the mesh's own sides."""
+    """(T, N, 3) the face mesh: x, y relative to the body's mid ear, z relative to the mesh's own sides."""
     mesh = track.face.astype(np.float64)
     ear = track.body[:, EARS, :3].astype(np.float64).mean(axis=1)
     ear[:, 2] = mesh[:, SIDES, 2].mean(axis=1)
@@ -394,11 +394,10 @@ def _facing(marks: Float) -> Float:
     return cosine
 
 
-def _firm(mesh: Float) -> Mask:
-    """(468,) bool: the points of a frontal mesh above the mouth, which speech and smiles hardly move."""
+def _firm(mesh: Float) -> npt.NDArray[np.intp]:
+    """The points of a frontal mesh above the mouth, which speech and smiles hardly move; irises are none."""
     down = mesh[CHIN] - mesh[FOREHEAD]
-    firm: Mask = (mesh - mesh[NOSE_BASE]) @ down < 0
-    return firm
+    return np.flatnonzero((mesh[:FACE_POINTS] - mesh[NOSE_BASE]) @ down < 0)
 
 
 def rotations(template: Float, points: Float) -> Float:
@@ -563,7 +562,7 @@ class _Fitted(NamedTuple):
     """What `fit` makes of a track: small at once, large a piece at a time.
 
     body     (T, 33, 4).
-    details  some pictures, and the driver's hands there (n, 2, 21, 3) → face meshes (n, 468, 3) and hands.
+    details  some pictures, and the driver's hands there (n, 2, 21, 3) → face meshes, as the avatar's, and hands.
     world    the driver's world coordinates (T, 33, 3) → the fitted ones.
     """
 
@@ -905,7 +904,7 @@ class Movement:
         return len(self._track)
 
     def _driver_face(self, rows: slice) -> Array:
-        """(n, 468, 3) the driver's face meshes of some pictures, gaps filled, smoothed."""
+        """(n, 468 or 478, 3) the driver's face meshes of some pictures, gaps filled, smoothed."""
         return self._driver(rows, 0, lambda around: self._faces(around.start, around.stop))
 
     def _driver_hands(self, rows: slice) -> Array:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .references import Gathered
     from .training.fit import FitState
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 INITS = ("meta", "pretrain", "random")
 SIDES = (256, 192, 128)
 """Short side of the pictures that fine-tuning works on: the first one that memory suffices for."""
@@ -216,12 +215,14 @@ def _check_labels(options: PersonalizeOptions) -> None:
 
 def expand(inputs: Sequence[str | Path]) -> list[Path]:
     """The files that inputs mean: folders are replaced by the pictures in them, in order of their names."""
+    from .video import pictures_in
+
     if not inputs:
         raise UsageError("Nothing to make an avatar of.", "Give a video or photos.")
     out: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            pictures = pictures_in(path)
             if not pictures:
                 raise InputError(f"The folder {path} holds no pictures.", "Put photos (jpg, png, webp) into it.")
             out += pictures
@@ -279,19 +280,21 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
     return _person(paths, options, MODELS[options.model]().subject == "body", progress)
 
 
-def _person(paths: Sequence[Path], options: PersonalizeOptions, feet: bool, progress: Progress) -> Gathered:
-    """`feet`: whether to warn when no picture shows them."""
+def _person(paths: Sequence[Path], options: PersonalizeOptions, whole: bool, progress: Progress) -> Gathered:
+    """`whole`: whether whole people are drawn, who miss their feet where no picture shows them; else faces are, whose
+    irises are looked for."""
     from .references import from_photos, from_video
     from .video import is_image
 
     if all(map(is_image, paths)):
         return from_photos(
-            paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, feet=feet,
-            progress=progress,
+            paths, count=options.frames, size=options.size, pick=options.pick, person=options.person, feet=whole,
+            irises=not whole, progress=progress,
         )  # fmt: skip
     return from_video(
         paths[0], count=len(options.pick) or options.frames, size=options.size, pick=options.pick,
-        person=options.person, plate_from=options.background, feet=feet, restart=options.restart, progress=progress,
+        person=options.person, plate_from=options.background, feet=whole, irises=not whole, restart=options.restart,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from .labels import MOST, NONE, LabelTrack
 from .models.base import Labels, Poses, References
 from .pose import PoseOptions, crowded, crowds, estimate, estimate_images
 from .pose.base import empty_track, person_point, seen
-from .skeleton import J
+from .skeleton import REFINED_POINTS, J
 from .types import Array, Image, PoseTrack, Progress
 from .video import Colour, open_reader, probe, read_image
 
@@ -162,6 +162,11 @@ def stored_track(stored: Mapping[str, npt.NDArray[np.generic]], group: str) -> P
     height, width = stored["plate"].shape[:2]
     body, world, face, hands = (np.asarray(stored[f"{group}_{key}"], np.float32) for key in _KEYS)
     return PoseTrack(body, world, face, hands, (width, height))
+
+
+def has_irises(stored: Mapping[str, npt.NDArray[np.generic]]) -> bool:
+    """Whether the poses that `arrays` stored have irises: a driver's are looked for then, too."""
+    return "track_face" in stored and stored["track_face"].shape[1:2] == (REFINED_POINTS,)
 
 
 def check_stored(stored: Mapping[str, npt.NDArray[np.generic]], size: tuple[int, int], count: int) -> None:
@@ -336,11 +341,12 @@ def from_video(
     person: str = "largest",
     plate_from: str = "video",
     feet: bool = True,
+    irises: bool = False,
     restart: bool = False,
     progress: Progress,
 ) -> Gathered:
-    """Choose and prepare references from a video. `feet`: whether to warn when none shows them. `restart`: without the
-    poses that an interrupted run left.
+    """Choose and prepare references from a video. `feet`: whether to warn when none shows them. `irises`: see
+    `PoseOptions`. `restart`: without the poses that an interrupted run left.
 
     Raises VideoError, NobodyFound (fewer usable frames than `count`), UsageError (`pick` outside of the video).
     """
@@ -351,7 +357,7 @@ def from_video(
     end = LONGEST if info.duration > LONGEST + 1 else None
     if end is not None and not pick:
         progress.note(f"Only the first {LONGEST:.0f} seconds of {path.name} are used.")
-    options = PoseOptions(person=person)
+    options = PoseOptions(person=person, irises=irises)
     track = estimate(path, options, end=None if pick else end, restart=restart, progress=progress)
     if pick:
         outside = [n for n in pick if not 0 <= n < len(track)]
@@ -434,10 +440,11 @@ def from_photos(
     pick: Sequence[int] = (),
     person: str = "largest",
     feet: bool = True,
+    irises: bool = False,
     progress: Progress,
 ) -> Gathered:
     """Choose and prepare references from photos; the first one chosen gives the scene and the picture's size. `feet`:
-    whether to warn when none shows them.
+    whether to warn when none shows them. `irises`: see `PoseOptions`.
 
     Raises InputError for a photo that cannot be read, NobodyFound when too few show a person, UsageError.
     """
@@ -456,7 +463,8 @@ def from_photos(
         if shape is None:
             shape = wh
         photo = _letterbox(photo, shape)
-        ((track, mask),) = estimate_images([photo], PoseOptions(person=moved_point(person, original, shape)))
+        who = PoseOptions(person=moved_point(person, original, shape), irises=irises)
+        ((track, mask),) = estimate_images([photo], who)
         progress.advance()
         if not track.found[0]:
             nobody.append(path.name)

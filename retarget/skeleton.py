@@ -56,6 +56,10 @@ MIRROR: Final[tuple[int, ...]] = tuple(
 
 FACE_JOINTS: Final[tuple[int, ...]] = tuple(range(11))
 FACE_POINTS: Final = 468
+IRISES: Final[tuple[tuple[int, ...], ...]] = (tuple(range(468, 473)), tuple(range(473, 478)))
+"""Per eye, right and left: points of the face mesh that are the iris, its middle and four of its rim."""
+REFINED_POINTS: Final = 478
+"""Points of a face mesh with irises."""
 HAND_POINTS: Final = 21
 
 PARTS: Final[tuple[str, ...]] = (

@@ -6,21 +6,25 @@ whole picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from .background import Plate
 from .errors import InputError, UsageError
-from .labels import NONE, PALETTE, Classes, LabelMaps, in_order, resized
+from .labels import NONE, PALETTE, Classes, LabelMaps, content, in_order, resized
 from .pose.base import empty_track
+from .pose.cache import digest
 from .references import Gathered, working_size
 from .types import Image, Progress
-from .video import is_image, open_reader, probe, read_image
+from .video import Colour, is_image, open_reader, probe, read_image
 
 if TYPE_CHECKING:
     from .avatar import Avatar
@@ -40,11 +44,13 @@ def class_count(maps: Path, pick: Sequence[int] = ()) -> int:
     found = LabelMaps(maps)
     if found.files is None:
         return len(PALETTE)
-    highest = 0
-    for i in sorted({*_some(len(found)), *(n for n in pick if 0 <= n < len(found))}):
-        classes = found.select([i]).classes
-        highest = max(highest, int(classes[classes != NONE].max(initial=0)))
-    return max(len(PALETTE), 1 + highest)
+    looked = sorted({*_some(len(found)), *(n for n in pick if 0 <= n < len(found))})
+    return max(counted(found.select([i]).classes) for i in looked)
+
+
+def counted(classes: Classes) -> int:
+    """How many classes maps take: as many as `labels.PALETTE` has, or more if there are more."""
+    return max(len(PALETTE), 1 + int(classes[classes != NONE].max(initial=0)))
 
 
 def gathered(
@@ -67,18 +73,7 @@ def gathered(
         InputError: pictures and maps that do not belong together; what `labels` and `video` raise.
         UsageError: `pick` outside of them.
     """
-    film = _Film(paths)
-    known = LabelMaps(maps)
-    if len(film) != len(known):
-        raise InputError(
-            f"{film.name} has {len(film)} pictures, and {maps.name} has {len(known)} label maps.",
-            "Give one map per picture.",
-        )
-    if film.size != known.full:
-        raise InputError(
-            "The pictures have {} x {} pixels, and the label maps {} x {}.".format(*film.size, *known.full),
-            "Give maps as large as their pictures.",
-        )
+    film, known = opened(paths, maps)
     if outside := [n for n in pick if not 0 <= n < len(film)]:
         raise UsageError(
             f"There is no picture {outside[0]}: there are {len(film)}, counted from 0.", "Pick others with --pick."
@@ -97,21 +92,57 @@ def gathered(
         progress.note(f"There are {len(film)} pictures: K is {len(film)}, not {count}.")
     wh = working_size(*film.size, size)
     shown = film.read(picked)
-    pictures = np.stack([cv2.resize(shown[i], wh, interpolation=cv2.INTER_AREA) for i in picked]).astype(np.uint8)
-    whole = np.ones(pictures.shape[:3], np.float32)
-    nobody = empty_track(len(picked), wh, film.fps)
+    return scene(
+        np.stack([cv2.resize(shown[i], wh, interpolation=cv2.INTER_AREA) for i in picked]).astype(np.uint8),
+        np.concatenate([known.select([i]).scaled(wh).classes for i in picked]),
+        film.fps,
+        picked,
+        film.colour,
+    )
+
+
+def opened(paths: Sequence[Path], maps: Path) -> tuple[Film, LabelMaps]:
+    """Pictures and their label maps. Raises InputError when they do not belong together, and what `labels` and `video`
+    raise."""
+    film = Film(paths)
+    known = LabelMaps(maps)
+    if len(film) != len(known):
+        raise InputError(
+            f"{film.name} has {len(film)} pictures, and {maps.name} has {len(known)} label maps.",
+            "Give one map per picture.",
+        )
+    if film.size != known.full:
+        raise InputError(
+            "The pictures have {} x {} pixels, and the label maps {} x {}.".format(*film.size, *known.full),
+            "Give maps as large as their pictures.",
+        )
+    return film, known
+
+
+def scene(
+    pictures: npt.NDArray[np.uint8], labels: Classes, fps: Fraction, picked: Sequence[int], colour: Colour = "bt601"
+) -> Gathered:
+    """The references that pictures (K, H, W, 3) RGB and their label maps (K, H, W) are."""
+    whole = np.ones(labels.shape, np.float32)
+    nobody = empty_track(len(pictures), (labels.shape[2], labels.shape[1]), fps)
     return Gathered(
         frames=pictures,
         mattes=whole,
-        windows=tuple(nobody.select([k]) for k in range(len(picked))),
+        windows=tuple(nobody.select([k]) for k in range(len(pictures))),
         plate=Plate(pictures[0], whole[0], 0.0),
         track=nobody,
-        fps=film.fps,
+        fps=fps,
         picked=tuple(picked),
         pictures=pictures,
-        colour=film.colour,
-        labels=np.concatenate([known.select([i]).scaled(wh).classes for i in picked]),
+        colour=colour,
+        labels=labels,
     )
+
+
+def fingerprint(paths: Sequence[Path], maps: Path) -> str:
+    """SHA-256 of pictures and label maps, and their order. Raises InputError when they cannot be read."""
+    files = [digest(path) for path in sorted(paths, key=in_order)]
+    return hashlib.sha256("".join([*files, content(maps)]).encode()).hexdigest()
 
 
 def choose(looks: Classes, count: int) -> list[int]:
@@ -170,8 +201,12 @@ def driver(source: Path, avatar: Avatar, options: DriveOptions, progress: Progre
     return maps
 
 
-class _Film:
-    """Pictures in a row: a video, or files."""
+class Film:
+    """Pictures in a row: a video, or files, in the order of their names.
+
+    fps   pictures per second; of files, 25.
+    size  (width, height).
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = sorted(paths, key=in_order)
@@ -203,6 +238,15 @@ class _Film:
                     f"{self.paths[n].name} is not as large as {self.paths[0].name}.", "Give pictures of one size."
                 )
         return found
+
+    def every(self, step: int) -> Iterator[Image]:
+        """Every so many-th picture from the first on. Raises InputError when they are not all of one size."""
+        if self.video is None:
+            for n in range(0, len(self), step):
+                yield self.read([n])[n]
+        else:
+            with open_reader(self.video.path) as frames:
+                yield from islice(frames, 0, None, step)
 
 
 def _some(count: int) -> list[int]:

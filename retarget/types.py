@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .skeleton import FACE_POINTS, HAND_POINTS, JOINTS
+from .skeleton import FACE_POINTS, HAND_POINTS, JOINTS, REFINED_POINTS
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -24,7 +24,8 @@ class PoseTrack:
     body    (T, 33, 4) float32: x, y in pixels (origin: top left corner of the picture), z in pixels of the same scale
             (origin: mid hip; smaller is closer to the camera), visibility in 0..1. Joints in `skeleton.JOINTS` order.
     world   (T, 33, 3) float32: metres, origin mid hip.
-    face    (T, 468, 3) float32: the face mesh, x, y, z in pixels.
+    face    (T, 468, 3) or (T, 478, 3) float32: the face mesh, x, y, z in pixels; the last ten of 478 points are the
+            irises (`skeleton.IRISES`), which only a mesh has that was asked for them.
     hands   (T, 2, 21, 3) float32: left, right hand of the person, x, y, z in pixels.
     size    (width, height) of the pictures in pixels.
     fps     pictures per second.
@@ -41,10 +42,11 @@ class PoseTrack:
 
     def __post_init__(self) -> None:
         t = len(self.body)
+        points = REFINED_POINTS if self.face.shape[1:2] == (REFINED_POINTS,) else FACE_POINTS
         for name, shape in (
             ("body", (t, len(JOINTS), 4)),
             ("world", (t, len(JOINTS), 3)),
-            ("face", (t, FACE_POINTS, 3)),
+            ("face", (t, points, 3)),
             ("hands", (t, 2, HAND_POINTS, 3)),
         ):
             got = getattr(self, name).shape
@@ -86,9 +88,9 @@ class PoseTrack:
 
     @staticmethod
     def concatenate(tracks: Iterable[PoseTrack]) -> PoseTrack:
-        """One track after the other (all of one picture size).
+        """One track after the other (all of one picture size, their face meshes of one kind).
 
-        Raises ValueError when there is none or the sizes differ.
+        Raises ValueError when there is none or these differ.
         """
         parts = list(tracks)
         if not parts or any(p.size != parts[0].size for p in parts):

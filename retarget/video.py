@@ -40,6 +40,8 @@ from . import folders
 from .errors import InputError, RetargetError, StorageError, UsageError, VideoError
 from .types import Image
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""How the names of pictures end."""
 Colour = Literal["bt601", "bt709"]
 _MATRIX: dict[Colour, str] = {"bt601": "smpte170m", "bt709": "bt709"}
 MAX_PIXELS = 100_000_000
@@ -1140,6 +1142,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------ pictures
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, by their suffixes, in order of their names."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
 
 
 def is_image(path: str | Path) -> bool:

@@ -112,7 +112,8 @@ CONTRACT = {
     "drive": "--source --out --avatar --align --smooth --background --audio --no-audio --compare --start --end --size "
     "--watermark --device --precision --yes --json --quiet",
     "evaluate": "--init --frames -k --steps -t --split --out --yes --json --quiet",
-    "prepare": "--out -o --side --fps --quality --licence --source --table --val --workers --yes --json --quiet",
+    "prepare": "--out -o --side --fps --quality --licence --source --table --val --workers --labels --yes --json "
+    "--quiet",
     "train": "--out -o --model --config --init --steps --minutes --batch --rate --frames -k --inner -t --epsilon "
     "--tasks --draws --critic --no-critic --freeze-critic --side --seed --device --precision --workers --restart "
     "--yes --json --quiet",
@@ -371,6 +372,8 @@ def test_prepare_with_everything(replaced: Callable[..., Called]) -> None:
     assert called.calls[0][0][2] == PrepareOptions(
         side=128, fps=2.5, quality=70, licence="CC0-1.0", source="web", table="t.csv", val=0.2, workers=3
     )
+    assert main(["prepare", "a", "b.mp4", "-o", "corpus", "--labels", "a-maps", "--labels", "b-maps.mp4"]) == 0
+    assert called.calls[1][0][2] == PrepareOptions(labels=("a-maps", "b-maps.mp4"))
 
 
 TRAINED = Trained(Path("run/weights.safetensors"), 300, True, {"fg_psnr": 23.456, "sharpness": float("nan")})

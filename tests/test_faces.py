@@ -25,7 +25,8 @@ from retarget.faces import (
     transferred,
     typical,
 )
-from retarget.pose import estimate
+from retarget.pose import PoseOptions, estimate
+from retarget.skeleton import IRISES
 from retarget.types import PoseTrack
 
 HEADS = Path(__file__).parent.parent.parent / "shared/clips/heads"
@@ -52,6 +53,32 @@ def a_face(seed: int = 0) -> np.ndarray:
         mesh[above], mesh[below] = (0.4 * side, -0.2 - open_by / 2, -0.8), (0.4 * side, -0.2 + open_by / 2, -0.8)
         mesh[corners[0]], mesh[corners[1]] = (0.6 * side, -0.2, -0.75), (0.2 * side, -0.2, -0.75)
     return mesh * (rng.uniform(0.95, 1.05), rng.uniform(0.9, 1.1), 1)
+
+
+def with_irises(face: np.ndarray, radius: float = 0.06) -> np.ndarray:
+    """(478, 3): the face looking straight ahead; its irises lie before its eyes' corners."""
+    rim = radius * np.array([(0, 0, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), (0, 1, 0)])
+    rim += (0, 0.01, -0.05)
+    eyes = [face[list(corners)].mean(0) + rim for corners, _, _ in LIDS]
+    return np.concatenate([face, *eyes])
+
+
+def looking(face: np.ndarray, x: float, y: float = 0.0) -> np.ndarray:
+    """The eyes turned by so many of their widths, to the person's left and down."""
+    out = face.copy()
+    for (corners, _, _), iris in zip(LIDS, IRISES, strict=True):
+        out[list(iris), :2] += np.array([x, y]) * np.linalg.norm(face[corners[0]] - face[corners[1]])
+    return out
+
+
+def gaze(face: np.ndarray) -> np.ndarray:
+    """(..., 2 eyes, 3): from the middle of an eye's corners to its iris in widths of the eye, of meshes (..., 478, 3)
+    that look into the camera."""
+    eyes = []
+    for (corners, _, _), iris in zip(LIDS, IRISES, strict=True):
+        a, b = face[..., corners[0], :], face[..., corners[1], :]
+        eyes.append((face[..., iris[0], :] - (a + b) / 2) / np.linalg.norm(a - b, axis=-1, keepdims=True))
+    return np.stack(eyes, axis=-2)
 
 
 def turned(yaw: float = 0, pitch: float = 0, roll: float = 0) -> np.ndarray:
@@ -148,9 +175,87 @@ def test_mouths_and_eyes_of_other_sizes():
     np.testing.assert_allclose(out[1][other], theirs[other])
 
 
+def test_irises_of_ones_own_stay_where_they_are():
+    face = with_irises(a_face())
+    shapes = face + np.random.default_rng(1).normal(0, 0.02, (5, 478, 3))
+    np.testing.assert_allclose(transferred(shapes, face, face), shapes, atol=1e-12)
+
+
+@pytest.mark.parametrize("x", [-0.3, 0.2])
+@pytest.mark.parametrize("aside", [0.0, 0.25])
+def test_eyes_look_as_far_in_other_eyes(x, aside):
+    """By shares of their width, wherever the avatar's pictures look; the iris keeps its own size."""
+    mine, theirs = with_irises(a_face(1), 0.06), with_irises(a_face(2), 0.04)
+    theirs[[33, 263], 0] *= 1.3  # wider eyes
+    out = transferred(looking(mine, x, 0.1)[None], mine, looking(theirs, aside))
+    assert out.shape == (1, 478, 3)
+    np.testing.assert_allclose(gaze(out)[0], gaze(looking(mine, x, 0.1)), atol=1e-9)
+    for iris in IRISES:
+        np.testing.assert_allclose(np.ptp(out[0, list(iris), 0]), 0.08, atol=1e-9)
+    rest = [n for n in range(468) if n not in LIPS]
+    np.testing.assert_allclose(out[0][rest], theirs[rest])
+
+
+def test_eyes_that_shut_go_on_looking():
+    mine, theirs = with_irises(a_face(1)), with_irises(a_face(2))
+    shut = looking(mine, 0.3)
+    for corners, _, lids in LIDS:
+        shut[list(lids), 1] = mine[list(corners), 1].mean()
+    out = transferred(shut[None], mine, theirs)
+    bare = transferred(shut[None, :468], mine[:468], theirs[:468])
+    np.testing.assert_allclose(out[0, :468], bare[0])
+    np.testing.assert_allclose(gaze(out)[0] - gaze(mine), [(0.3, 0, 0)] * 2, atol=1e-9)
+
+
+def test_irises_on_one_side_only():
+    """A driver without leaves the avatar's at rest; an avatar without gets none."""
+    mine, theirs = with_irises(a_face(1)), with_irises(a_face(2))
+    said = talking(mine, 0.2)
+    out = transferred(said[None, :468], mine[:468], looking(theirs, 0.1))
+    assert out.shape == (1, 478, 3)
+    np.testing.assert_allclose(gaze(out)[0], gaze(looking(theirs, 0.1)), atol=1e-9)
+    none = transferred(said[None], mine, theirs[:468])
+    np.testing.assert_allclose(none, out[:, :468])
+
+
+def test_gaze_does_not_depend_on_where_the_head_turns():
+    mine, theirs = with_irises(a_face(3)), with_irises(a_face(4))
+    turns = [turned(), turned(20), turned(-20, 10), turned(0, -15, 20)] * 4
+    ahead = [0.0] * 4 + [0.3] * 4 + [-0.3] * 4 + [0.0] * 4
+    driver = track(*(seen(looking(mine, x), r, 60, (150, 150, 0)) for x, r in zip(ahead, turns, strict=True)))
+    avatar = track(seen(theirs, None, 30, (60, 70, 0)), size=(128, 128))
+    out = fit(driver, avatar, (128, 128))
+    assert out.face.shape == (16, 478, 3)
+    # In the head's own frame, in which neither turns.
+    shapes = [heads(t.face, typical(t.face)).shape for t in (driver, out)]
+    left = [gaze(s)[:, :, 0] - gaze(s)[0, :, 0] for s in shapes]
+    np.testing.assert_allclose(left[0], np.repeat(np.array(ahead)[:, None], 2, 1), atol=0.02)
+    np.testing.assert_allclose(left[1], left[0], atol=0.02)
+    # Looking away turns no head.
+    straight = fit(replace(driver, face=np.stack([looking(f, 0) for f in driver.face])), avatar, (128, 128))
+    ahead_too = track(*(seen(mine, r, 60, (150, 150, 0)) for r in turns))
+    np.testing.assert_allclose(fit(ahead_too, avatar, (128, 128)).face[:, :468], straight.face[:, :468], atol=1e-3)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(478, 468), (468, 478)])
+def test_avatars_and_drivers_of_both_kinds(mine, theirs):
+    face, other = with_irises(a_face(3)), with_irises(a_face(4))
+    shown = [seen(looking(talking(face, 0.1 * (t % 3)), 0.1 * t), turned(5 * t)) for t in range(6)]
+    avatar = track(seen(other[:theirs], None, 30, (64, 64, 0)), size=(128, 128))
+    out = fit(track(*(m[:mine] for m in shown)), avatar, (128, 128))
+    bare = fit(track(*(m[:468] for m in shown)), replace(avatar, face=avatar.face[:, :468]), (128, 128))
+    assert out.face.shape == (6, theirs, 3)
+    np.testing.assert_allclose(out.face[:, :468], bare.face, atol=1e-3)
+    if theirs == 478:  # at rest, whatever the head does
+        found = heads(out.face, typical(out.face)).shape
+        np.testing.assert_allclose(gaze(found)[:, :, :2], gaze(found)[:1, :, :2].repeat(6, 0), atol=0.01)
+        assert np.abs(gaze(found)).max() < 0.3
+
+
 def test_driving_oneself_changes_nothing():
-    face = a_face()
-    meshes = [seen(talking(face, 0.1 * (t % 3)), turned(5 * np.sin(t), 3 * np.cos(t))) for t in range(12)]
+    face = with_irises(a_face())
+    shapes = [looking(talking(face, 0.1 * (t % 3)), 0.2 * np.sin(t)) for t in range(12)]
+    meshes = [seen(shape, turned(5 * np.sin(t), 3 * np.cos(t))) for t, shape in enumerate(shapes)]
     # The middle of the firm points is what the head turns about.
     place = np.array([100, 120, 0])
     meshes = [m - m[list(FIRM)].mean(0) + place for m in meshes]
@@ -226,8 +331,14 @@ def test_pieces_are_those_of_the_whole(monkeypatch):
 
 @pytest.mark.skipif(not (HEADS / "h02.mp4").exists(), reason="the real clips are not on this machine")
 def test_a_real_driver_on_a_real_face():
-    driver, avatar = (estimate(HEADS / f"{name}.mp4", end=1.2) for name in ("h02", "h01"))
+    how = PoseOptions(irises=True)
+    driver, avatar = (estimate(HEADS / f"{name}.mp4", how, end=1.2) for name in ("h02", "h01"))
     out = fit(driver, avatar, avatar.size)
+    assert out.face.shape == (len(driver), 478, 3)
+    looks = [gaze(heads(t.face, typical(t.face)).shape)[:, :, 0] for t in (driver, out)]
+    assert np.ptp(looks[1], axis=0).min() > 0.03
+    for eye in (0, 1):
+        assert np.corrcoef(looks[0][:, eye], looks[1][:, eye])[0, 1] > 0.95
     assert np.isfinite(out.face).all()
     gaps = [np.linalg.norm(t.face[:, GAP[0], :2] - t.face[:, GAP[1], :2], axis=1) for t in (driver, out)]
     assert np.ptp(gaps[1]) > 3

@@ -105,6 +105,18 @@ def test_drive(avatar: Avatar, clip: Path, example_dance: Path, tmp_path: Path) 
     assert 0.9e9 < real.memory < 2e9
 
 
+def test_poses_with_irises_are_others(
+    avatar: Avatar, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head's avatar is not driven by the poses of whole people that may be known already."""
+    monkeypatch.setattr("retarget.pose.remaining", lambda path, options, **_: 30 if options.irises else 0)
+    for points, left in ((468, 0), (478, 30)):
+        tensors = {"track_face": np.zeros((1, points, 3), np.float32)}
+        head = save_avatar("head", avatar.meta, tensors, None, np.zeros((4, 4, 3), np.uint8))
+        need = forecast.drive(head, clip, tmp_path / "out.mp4", DriveOptions(), CPU)
+        assert need.stages["pose"] == (left, 1.0)
+
+
 @pytest.mark.reliability(SECTION, "poses in the cache, unfinished runs", "take no time")
 def test_what_is_done_takes_no_time(
     avatar: Avatar, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retarget.heatmaps import FACE_CONTOURS, FACE_LINES, POSE_CHANNELS, WINDOW, face_lines, pose_maps, stack_poses
-from retarget.skeleton import BONES, PART, PARTS, J
+from retarget.skeleton import BONES, IRISES, PART, PARTS, J
 
 PICTURE = (200, 160)
 METRE = 60.0  # pixels per metre of `standing`
@@ -212,22 +212,26 @@ def test_as_many_poses_are_stacked_as_asked_for(count, stacked):
 # ------------------------------------------------------------------------------------------------ faces in lines
 
 
-def a_face(seed: int = 0) -> torch.Tensor:
-    """(1, 468, 3): each line a piece of a circle somewhere in a picture of 64 × 48."""
+def a_face(seed: int = 0, count: int = 468) -> torch.Tensor:
+    """(1, count, 3): each line a piece of a circle, an iris a small square, in a picture of 64 × 48."""
     rng = np.random.default_rng(seed)
-    face = torch.zeros(1, 468, 3)
+    face = torch.zeros(1, count, 3)
     for _, lines in FACE_LINES:
         for line in lines:
+            if max(line) >= count:
+                continue
             angle = torch.arange(len(set(line))) * (2 * np.pi / max(16, len(set(line))))
             centre = torch.from_numpy(rng.uniform((14, 14), (34, 50))).float()
             points = centre + 10 * torch.stack([angle.cos(), angle.sin()], 1)
+            if len(line) == 5 and line[0] == line[-1]:
+                points = centre + 3 * torch.tensor([(0.0, 1), (1, 0), (0, -1), (-1, 0)])
             face[0, list(dict.fromkeys(line)), :2] = points
     return face
 
 
 def test_faces_are_drawn_in_lines_of_their_colours():
     """Against OpenCV's lines, one colour at a time."""
-    face = a_face()
+    face = a_face(count=478)
     drawn = face_lines(face, (256, 192), picture=(64, 48), width=3)
     for colour, lines in FACE_LINES:
         alone = np.zeros((256, 192), np.uint8)
@@ -243,8 +247,32 @@ def test_faces_are_drawn_in_lines_of_their_colours():
     assert 0.01 < lit < 0.9
 
 
-def test_left_and_right_look_alike_in_lines():
-    face = a_face()
+def test_irises_are_drawn_where_there_are_some():
+    face = a_face(count=478)
+    bare, whole = (face_lines(f, (128, 96), picture=(64, 48)) for f in (face[:, :468], face))
+    assert (whole >= bare - 1e-6).all()
+    added = (whole - bare).amax(1)[0] > 0.3
+    y, x = (n.float() / 2 + 0.25 for n in added.nonzero(as_tuple=True))
+    irises = [face[0, list(iris[1:]), :2] for iris in IRISES]
+    near = torch.stack([x, y], 1)[:, None] - torch.cat(irises)
+    reach = max(float((a[:, None] - a[None]).norm(dim=-1).amax()) for a in irises)
+    assert added.sum() > 20
+    assert (near.norm(dim=-1).amin(1) < reach).all()
+    # A colour of their own, and nobody else's.
+    assert (whole[0, :, added].amin(0) > 0.3).all()
+    assert [colour for colour, _ in FACE_LINES].count((1, 1, 1)) == 1
+    lost = face.clone()
+    lost[:, 468:] = torch.nan
+    torch.testing.assert_close(face_lines(lost, (128, 96), picture=(64, 48)), bare)
+    body = torch.from_numpy(np.full((1, 33, 4), 20, np.float32))
+    hands = torch.full((1, 2, 21, 3), torch.nan)
+    maps = (pose_maps(body, f, hands, (64, 48), picture=(64, 48)) for f in (face, face[:, :468]))
+    torch.testing.assert_close(*maps)
+
+
+@pytest.mark.parametrize("count", [468, 478])
+def test_left_and_right_look_alike_in_lines(count):
+    face = a_face(count=count)
     mirrored = face.clone()
     mirrored[..., 0] = 48 - face[..., 0]
     there, back = (face_lines(f, (64, 48), picture=(64, 48)) for f in (face, mirrored))

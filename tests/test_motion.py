@@ -632,6 +632,47 @@ def test_face_meshes_are_read_around_what_is_asked_for() -> None:
     assert len(read) == 1
 
 
+def with_irises(track: PoseTrack) -> PoseTrack:
+    """Eyes that look to and fro."""
+    to_and_fro = np.sin(np.arange(len(track)))[:, None, None] * np.array([1.5, 0.5, 0])
+    eyes = track.face[:, 300:310] + to_and_fro
+    return replace(track, face=np.concatenate([track.face, eyes], axis=1).astype(np.float32))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("mine", [True, False])
+@pytest.mark.parametrize("theirs", [True, False])
+def test_irises_change_nothing_else(aligned: bool, mine: bool, theirs: bool) -> None:
+    """A driver with or without, fitted to a body with or without: gaze turns no head."""
+    driver, avatar = long_motion(60).whole(), dancer(40)
+    known, body = (with_irises(driver) if mine else driver), body_of(with_irises(avatar) if theirs else avatar)
+    assert body.face is not None
+    np.testing.assert_array_equal(body.face[:468], body_of(avatar).face)
+    made, plain = (
+        Movement(Motion.of(packed(t).__getitem__), smoothness=0.3, body=b if aligned else None, size=(320, 360)).select(
+            range(60)
+        )
+        for t, b in ((known, body), (driver, body_of(avatar)))
+    )
+    points = 478 if (theirs if aligned else mine) else 468
+    assert made.face.shape == (60, points, 3)
+    # Meshes are packed in steps of the largest extent, and around their mean, which the irises are part of.
+    np.testing.assert_allclose(made.face[:, :468], plain.face, atol=0.02)
+    np.testing.assert_allclose(made.body, plain.body, atol=0.02)
+    np.testing.assert_array_equal(np.isnan(made.face[:, -1]), np.isnan(plain.face[:, -1]))
+
+
+def test_irises_are_filled_and_smoothed_like_the_rest() -> None:
+    track = with_irises(dancer(40))
+    gappy = track.face.copy()
+    gappy[10:13] = np.nan
+    out = smooth(fill_gaps(replace(track, face=gappy)), 0.3)
+    assert out.face.shape == (40, 478, 3)
+    assert np.isfinite(out.face).all()
+    size = (track.size[0] * 2, track.size[1] * 2)
+    np.testing.assert_allclose(scale_to(out, size).face, 2 * out.face, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.reliability("6. Length", "a motion three times as long", "a fraction of its face meshes more memory")
 def test_a_long_movement_takes_little_memory() -> None:

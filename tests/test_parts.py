@@ -314,7 +314,8 @@ def test_the_mirror_shows_the_same_person_the_other_way_round(puppet, monkeypatc
     track = puppet.track(body, details=True)
     made = cut_puppet(puppet, body, details=True).with_mirrored(track)
     assert len(made.skeleton) == 2
-    assert made.handicap[1] > made.handicap[0] == 0
+    assert (made.handicap[:, 1] > made.handicap[:, 0]).all()
+    assert (made.handicap[:, 0] == 0).all()
     width, _ = puppet.size
     mirrored = body[list(MIRROR)]
     mirrored[:, 0] = width - mirrored[:, 0]
@@ -560,3 +561,48 @@ def test_feet_that_were_not_found_shade_nothing(puppet):
     pose = skeletons(puppet.track(puppet.body()))
     lost = replace(pose, points=np.full_like(pose.points, np.nan))
     assert not parts.contact(lost, (160, 128), 1.0, torch.zeros(1)).any()
+
+
+# ------------------------------------------------------------------------------------------------ judging references
+
+
+def judged_puppet(puppet, count: int, *, spoilt: tuple[int, str] | None = None) -> Cutouts:
+    """The puppet in one cloth and several poses; one part of one picture may have come out all wrong."""
+    turns = [dict(right=(90, 150), left=(20 + 12 * k, 40), legs=8 + 2 * k) for k in range(count)]
+    bodies = [puppet.body(**turn) for turn in turns]
+    skeleton, mattes = skeletons(puppet.track(*bodies)), [puppet.matte(b) for b in bodies]
+    own = torch.from_numpy(np.stack([part_mattes(skeleton.take([k]), m)[0] for k, m in enumerate(mattes)]))
+    frames = torch.full((count, 3, *mattes[0].shape), 0.6)
+    if spoilt is not None:
+        k, name = spoilt
+        frames[k] = torch.where(own[k, PART[name]] > 0.3, 0.05, frames[k])
+    pictures = [(255 * f).byte().permute(1, 2, 0).numpy() for f in frames]
+    return parts.judged(cutouts_of(pictures, mattes, skeleton), frames, own)
+
+
+def test_a_limb_that_shows_the_others_badly_is_handicapped(puppet):
+    """And that limb of that picture alone; head and torso are left alone."""
+    fair, spoilt = (judged_puppet(puppet, 5, spoilt=s) for s in (None, (2, "left_upper_leg")))
+    assert np.abs(fair.handicap).max() < 0.2
+    leg = spoilt.handicap[PART["left_upper_leg"]]
+    assert leg.argmax() == 2
+    assert leg[2] > 1
+    assert (np.delete(leg, 2) < 0).all()
+    others = [i for i, name in enumerate(PARTS) if not name.startswith("left")]
+    assert np.abs(spoilt.handicap[others]).max() < leg[2] / 2
+    assert (judged_puppet(puppet, 5, spoilt=(2, "head")).handicap[PART["head"]] == 0).all()
+
+
+def test_a_bad_limb_is_taken_from_elsewhere(puppet):
+    spoilt = judged_puppet(puppet, 5, spoilt=(2, "left_lower_leg"))
+    pose = spoilt.skeleton.take([2])
+    leg = PART["left_lower_leg"]
+    layout, _ = lay_out(spoilt, pose)
+    assert [piece.ref for layer in layout for piece in layer if piece.part == leg] != [2]
+    unjudged = replace(spoilt, handicap=np.zeros_like(spoilt.handicap))
+    layout, _ = lay_out(unjudged, pose)
+    assert [piece.ref for layer in layout for piece in layer if piece.part == leg] == [2]
+
+
+def test_two_references_cannot_judge_each_other(puppet):
+    assert (judged_puppet(puppet, 2, spoilt=(1, "left_upper_leg")).handicap == 0).all()

@@ -14,9 +14,9 @@ import torch
 
 from retarget import drive, personalize, portraits, weights
 from retarget.errors import NobodyFound, UsageError
-from retarget.models import MODELS, build, few_shot_vid2vid
+from retarget.models import MODELS, build, few_shot_vid2vid, talking_head
 from retarget.personalize import PersonalizeOptions, gather, shown
-from retarget.pose import save_motion
+from retarget.pose import PoseOptions, estimate, save_motion
 from retarget.references import arrays, check_stored, packed, unpacked
 from retarget.types import Silent
 from retarget.video import open_reader, open_writer, probe
@@ -90,6 +90,7 @@ def test_models_of_heads_get_heads(clips):
     stored = arrays(gathered)
     check_stored(stored, (128, 128), 1)
     assert np.isfinite(stored["pose_face"]).all()
+    assert stored["pose_face"].shape == stored["track_face"].shape == (1, 478, 3)
     height = np.ptp(stored["pose_face"][0, :, 1])
     assert 128 / 2.2 < height < 128 / 1.5
     for broken in (
@@ -102,6 +103,9 @@ def test_models_of_heads_get_heads(clips):
     whole = gather([selfie], PersonalizeOptions(frames=1, size=128, model="talking-head", crop="none"), Silent())
     assert whole.size[0] > whole.size[1]
     assert "home" not in arrays(whole)
+    assert arrays(whole)["pose_face"].shape == (1, 478, 3)
+    body = gather([selfie], PersonalizeOptions(frames=1, size=128, model="dance"), Silent())
+    assert arrays(body)["pose_face"].shape == (1, 468, 3)
 
 
 def test_the_crop_is_checked(tmp_path):
@@ -134,8 +138,9 @@ def test_nobody_misses_the_feet_of_a_head(model, puppet, tmp_path, monkeypatch):
     portrait = portraits.Portrait([tmp_path / "me.png"], home, np.array([40, 30, 20], np.float32))
     monkeypatch.setattr(portraits, "cropped", lambda *_, **__: portrait)
 
-    def from_photos(paths, *, person, feet, **_):
+    def from_photos(paths, *, person, feet, irises, **_):
         asked.append((paths, person, feet))
+        assert irises is not feet
         return gathered
 
     monkeypatch.setattr("retarget.references.from_photos", from_photos)
@@ -153,14 +158,22 @@ def tiny_face(folder: Path) -> str:
     return str(folder / "face.safetensors")
 
 
-def test_few_shot_vid2vid_draws_from_faces(puppet, tmp_path, monkeypatch):
-    """An avatar of heads is driven by faces, knows the way back into its photo, and weights say what they are for."""
+@pytest.mark.parametrize(("mine", "theirs"), [(False, False), (True, False), (False, True), (True, True)])
+def test_few_shot_vid2vid_draws_from_faces(mine, theirs, puppet, tmp_path, monkeypatch):
+    """An avatar of heads is driven by faces, knows the way back into its photo, and weights say what they are for.
+
+    mine, theirs: whether driver and avatar have irises.
+    """
     module = importlib.import_module("retarget.personalize")
     bodies = [puppet.body((20 + 5 * i, 30)) for i in range(4)]
     home = puppet.cloth(5, (160, 200))
     square = replace(
         puppet.gathered(*bodies[:2], details=True), home=home, box=np.array([80, 90, 100], np.float32)
     )  # fmt: skip
+    if theirs:
+        square = replace(
+            square, track=puppet.with_irises(square.track), windows=tuple(map(puppet.with_irises, square.windows))
+        )
     again = unpacked(packed(square))  # as after an interruption
     assert np.array_equal(again.home, home)
     assert again.box.tolist() == [80, 90, 100]
@@ -172,14 +185,22 @@ def test_few_shot_vid2vid_draws_from_faces(puppet, tmp_path, monkeypatch):
     assert "--crop head" in e.value.remedy
     avatar = personalize(tmp_path / "me.mp4", crop="head", **options)
     assert avatar.meta.config["conditioning"] == "face"
-    source = save_motion(puppet.track(*bodies, details=True), tmp_path / "talk.npz")
-    drawn = []
+    talk = puppet.track(*bodies, details=True)
+    source = save_motion(puppet.with_irises(talk) if mine else talk, tmp_path / "talk.npz")
+    drawn, points = [], set()
     plain = few_shot_vid2vid.face_lines
-    monkeypatch.setattr(few_shot_vid2vid, "face_lines", lambda *a, **k: drawn.append(plain(*a, **k)) or drawn[-1])
+
+    def watched(face, *size, **how):
+        points.add(face.shape[1])
+        drawn.append(plain(face, *size, **how))
+        return drawn[-1]
+
+    monkeypatch.setattr(few_shot_vid2vid, "face_lines", watched)
     out = drive(avatar, source, tmp_path / "out.mp4", paste_back=True, device="cpu")
     assert (probe(out).frames, probe(out).width, probe(out).height) == (4, 160, 200)
     assert len(drawn) == 1 + 4  # the references', then each frame's
     assert all(lines.amax() > 0.5 for lines in drawn)
+    assert points == {478 if theirs else 468}
 
 
 def test_nothing_to_paste_back_into(puppet, tmp_path, monkeypatch):
@@ -202,6 +223,9 @@ def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
     selfie, talk = clips
     model = MODELS["talking-head"]()
     monkeypatch.setattr(model, "PRESETS", {"small": TINY})
+    drawn = []
+    plain = talking_head.face_lines
+    monkeypatch.setattr(talking_head, "face_lines", lambda *a, **k: drawn.append(a[0].numpy()) or plain(*a, **k))
     avatar = personalize(
         selfie, model="talking-head", frames=1, steps=4, size=96, init="random", device="cpu", name="self"
     )  # fmt: skip
@@ -210,8 +234,16 @@ def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
     state = avatar.state()
     assert state["adopted"].item() == 1
     assert np.abs(state["own"]).sum() > 0
+    assert avatar.tensors()["track_face"].shape == (1, 478, 3)
+    drawn.clear()
     out = drive(avatar, talk, tmp_path / "out.mp4", device="cpu")
     assert (probe(out).width, probe(out).height, probe(out).frames) == (96, 96, probe(talk).frames)
+    shown = np.concatenate(drawn[1:])  # the first is the photo's
+    assert shown.shape == (probe(talk).frames, 478, 3)
+    driver = estimate(talk, PoseOptions(irises=True)).face
+    looks = [(f[:, 468, 0] - f[:, [33, 133], 0].mean(1)) / np.ptp(f[:, [33, 133], 0], axis=1) for f in (shown, driver)]
+    assert np.ptp(looks[0]) > 0.02
+    assert np.corrcoef(looks)[0, 1] > 0.8
     back = drive(avatar, talk, tmp_path / "back.mp4", paste_back=True, device="cpu")
     assert (probe(back).width, probe(back).height) == (728, 384)
     with open_reader(back) as frames:
@@ -251,6 +283,7 @@ def test_a_corpus_of_heads(clips, tmp_path):
     corpus = Corpus(tmp_path / "corpus")
     (entry,) = corpus.entries
     assert entry.size == (64, 64)
+    assert corpus.clip(entry.clip).track.face.shape == (entry.frames, 478, 3)
     tasks = Tasks(corpus, "train", ("talking-head", TINY), TaskOptions("pretrain", (3,), side=64), tmp_path / "drawn")
     pair = tasks[0][0][0]
     again = tasks.pair(0, np.random.default_rng(0))

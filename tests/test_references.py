@@ -18,14 +18,18 @@ from retarget.errors import InputError, NobodyFound, UsageError
 from retarget.pose import PoseOptions
 from retarget.references import (
     arrays,
+    check_stored,
     choose,
     contact_shadow,
     from_photos,
     from_video,
+    has_irises,
+    packed,
     pixels,
     references,
     sharpness,
     stored_track,
+    unpacked,
     working_size,
 )
 from retarget.types import Image, PoseTrack, Silent
@@ -103,6 +107,24 @@ def test_what_is_stored_comes_back(puppet):
     assert track.size == gathered.size == (128, 160)
     np.testing.assert_array_equal(track.body, gathered.track.body)
     assert known.shadow == pytest.approx(contact_shadow(gathered))
+
+
+def test_irises_are_stored_kept_and_read(puppet):
+    gathered = puppet.gathered(puppet.body(), puppet.body((80, 80)), details=True)
+    assert not has_irises(arrays(gathered))
+    assert not has_irises({"labels": np.zeros((2, 4, 4), np.uint8)})
+    looking = replace(
+        gathered, track=puppet.with_irises(gathered.track), windows=tuple(map(puppet.with_irises, gathered.windows))
+    )
+    again = unpacked(packed(looking))
+    np.testing.assert_array_equal(again.track.face, looking.track.face)
+    stored = arrays(again)
+    assert has_irises(stored)
+    check_stored(stored, (128, 160), 2)
+    np.testing.assert_array_equal(stored_track(stored, "pose").face, looking.poses.face)
+    some = references(stored, [1], (64, 80)).poses.face
+    assert some.shape == (1, 1, 478, 3)
+    torch.testing.assert_close(some[0, 0], torch.from_numpy(looking.poses.face[1] / 2))
 
 
 def test_some_references_in_another_size(puppet):

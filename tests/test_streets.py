@@ -378,13 +378,11 @@ def test_weights_of_another_subject_are_not_taken(monkeypatch):
     assert asked == ["few-shot-vid2vid", "few-shot-vid2vid-head", "few-shot-vid2vid-scene", "dance-pretrain"]
 
 
-def test_nothing_is_trained_on_label_maps_but_on_faces():
-    """Corpora hold people."""
-    known = _config(["conditioning=face", "width=8"])
-    assert known == {"conditioning": "face", "width": 8}
-    assert begin(TrainOptions(model="few-shot-vid2vid", config=known))[0].subject == "head"
-    with pytest.raises(UsageError, match="no label maps"):
-        begin(TrainOptions(model="few-shot-vid2vid", config={"conditioning": "labels"}))
+def test_what_is_trained_on():
+    for drawn, subject in (("face", "head"), ("labels", "scene")):
+        known = _config([f"conditioning={drawn}", "width=8"])
+        assert known == {"conditioning": drawn, "width": 8}
+        assert begin(TrainOptions(model="few-shot-vid2vid", config=known))[0].subject == subject
     with pytest.raises(UsageError, match="conditioning"):
         begin(TrainOptions(model="few-shot-vid2vid", config={"conditioning": "text"}))
     with pytest.raises(UsageError, match="conditioning"):

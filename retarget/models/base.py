@@ -28,7 +28,7 @@ class Poses(NamedTuple):
     body: Tensor
     """(B, W, 33, 4) x, y, z in pixels of `picture`, visibility."""
     face: Tensor
-    """(B, W, 468, 3)"""
+    """(B, W, 468, 3), or 478: `PoseTrack.face`."""
     hands: Tensor
     """(B, W, 2, 21, 3)"""
     picture: tuple[int, int]

@@ -18,7 +18,7 @@ network that has learnt nothing shows the moved parts on the plate. A matte take
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -203,7 +203,9 @@ class Dance(RetargetModel):
         cut = [parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()) for k in range(len(rgb))]
         own, core = (torch.from_numpy(np.stack([c[i] for c in cut])) for i in (0, 1))
         alone = np.stack([c[2] for c in cut])
-        full = parts.cut(rgb, own, core, matte, alone, skeleton).with_mirrored(track)
+        full = parts.cut(rgb, own, core, matte, alone, skeleton)
+        # Half the resolution tells as much as all of it.
+        full = replace(full, handicap=parts.judged(full.halved(), rgb, own).handicap).with_mirrored(track)
         half = full.halved()
         levels = tuple(c.to(references.rgb.device) for c in (full, half, half.halved()))
         plate = references.plate[item].float() / 2 + 0.5

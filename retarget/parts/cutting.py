@@ -129,7 +129,7 @@ class Cutouts:
     shrink    textures are the reference reduced by this factor.
     skeleton  the K references' skeletons, in the references' full pixels.
     shown     (K, P): share of the part that the reference really shows.
-    handicap  (K,): what it costs to take anything from a reference, in units of feature distance.
+    handicap  (P, K): what it costs to take a part from a reference, in units of feature distance, whatever the pose.
     """
 
     textures: tuple[torch.Tensor, ...]
@@ -182,7 +182,7 @@ class Cutouts:
             self.shrink,
             self.skeleton.joined(other),
             np.concatenate([self.shown, self.shown[:, list(MIRROR_PART)]]),
-            np.concatenate([self.handicap, self.handicap + MIRRORED]),
+            np.concatenate([self.handicap, self.handicap[list(MIRROR_PART)] + MIRRORED], 1),
         )
 
 
@@ -300,7 +300,7 @@ def cut(
             alpha[..., :2] = alpha[..., -2:] = 0
             sheet[i] = torch.cat([colour, alpha], 1)[0]
         textures.append(sheet)
-    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros(k))
+    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros((len(PARTS), k)))
 
 
 def _grid(back: torch.Tensor, x0: int, y0: int, bw: int, bh: int, w: int, h: int) -> torch.Tensor:

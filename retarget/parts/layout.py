@@ -77,20 +77,31 @@ def _depth_in_tree(i: int) -> int:
     return 0 if PARENT[i] < 0 else 1 + _depth_in_tree(PARENT[i])
 
 
-def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) -> tuple[Layout, LayoutState]:
-    """Choose references, transforms and order for one driving pose (N = 1)."""
+def cost(cutouts: Cutouts, pose: Skeleton) -> Float:
+    """What it costs to take each part from each reference, (P, K), for one pose; NaN where a part was not found.
+
+    How different both look (`Skeleton.features`), what the reference does not show, what has to be stretched, and the
+    reference's handicap.
+    """
     refs = cutouts.skeleton
     difference = pose.features[0][None] - refs.features  # (K, P, 11)
-    cost = np.linalg.norm(difference, axis=-1).T + cutouts.handicap
-    cost += 1.5 * (1 - cutouts.shown.T) + 4.0 * np.clip(0.5 - cutouts.shown.T, 0, None)
+    price = np.linalg.norm(difference, axis=-1).T + cutouts.handicap
+    price += 1.5 * (1 - cutouts.shown.T) + 4.0 * np.clip(0.5 - cutouts.shown.T, 0, None)
     length = np.linalg.norm(pose.bones[0, :, 1, :2] - pose.bones[0, :, 0, :2], axis=-1) / pose.scale[0]
     shown_length = np.linalg.norm(refs.bones[:, :, 1, :2] - refs.bones[:, :, 0, :2], axis=-1) / refs.scale[:, None]
     stretch = np.log((length[None] + 0.03) / (shown_length + 0.03)).T  # (P, K)
-    cost += 0.8 * np.clip(stretch, 0, None) + 0.3 * np.clip(-stretch, 0, None)
+    price += 0.8 * np.clip(stretch, 0, None) + 0.3 * np.clip(-stretch, 0, None)
+    return np.asarray(price, np.float64)
+
+
+def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) -> tuple[Layout, LayoutState]:
+    """Choose references, transforms and order for one driving pose (N = 1)."""
+    refs = cutouts.skeleton
+    price = cost(cutouts, pose)
     if state is not None:
-        cost = cost - STICKY * state.mix
+        price = price - STICKY * state.mix
     # A part that was not found has no preference.
-    chosen = choose(np.nan_to_num(cost))
+    chosen = choose(np.nan_to_num(price))
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)
@@ -120,13 +131,13 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
                 continue
             low, high = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int)
             box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
-            bend = _bend(part, pose, refs, k, backs[k], box)
+            bend = bent(part, pose, refs, k, backs[k], box)
             pieces.append(Piece(part, k, float(mix[root, k]), backs[k, root], box, bend))
         layers.append(tuple(pieces))
     return tuple(layers), LayoutState(mix, depth)
 
 
-def _bend(
+def bent(
     part: int, pose: Skeleton, refs: Skeleton, k: int, backs: Float, box: tuple[int, int, int, int]
 ) -> Float | None:
     """`Piece.bend`: the smooth field over `box` that is added to a piece's affine transform.
@@ -212,7 +223,7 @@ def render(
             x, y = x + flow[0, y0:y1, x0:x1], y + flow[1, y0:y1, x0:x1]
         layer: torch.Tensor | None = None
         for piece in pieces:
-            layer_piece = _sample(cutouts, piece, x, y, zoom)
+            layer_piece = sample(cutouts, piece, x, y, zoom)
             layer = layer_piece if layer is None else layer + layer_piece
         assert layer is not None
         part = pieces[0].part
@@ -231,7 +242,7 @@ def render(
     return picture[:3], picture[3:], None if shares is None else shares[: len(PARTS)]
 
 
-def _sample(cutouts: Cutouts, piece: Piece, x: torch.Tensor, y: torch.Tensor, zoom: float) -> torch.Tensor:
+def sample(cutouts: Cutouts, piece: Piece, x: torch.Tensor, y: torch.Tensor, zoom: float) -> torch.Tensor:
     """A piece at output pixels x, y (they broadcast to h, w): (4, h, w), premultiplied by alpha and by its weight."""
     texture = cutouts.textures[piece.part]
     h, w = (n * cutouts.shrink for n in texture.shape[2:])

@@ -135,7 +135,8 @@ def remaining(
 
 
 def _key(path: Path, estimator: PoseEstimator, options: PoseOptions, start: float, end: float | None) -> str:
-    return cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end)
+    irises = ("irises",) if options.irises else ()
+    return cache.key(path, estimator.name, LONG_SIDE, options.person, float(start), end, *irises)
 
 
 def _from_video(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from ..skeleton import FACE_POINTS, HAND_POINTS, JOINTS, J
+from ..skeleton import FACE_POINTS, HAND_POINTS, JOINTS, REFINED_POINTS, J
 from ..types import Array, Image, PoseTrack, Progress
 
 LONG_SIDE = 960
@@ -25,10 +25,17 @@ class PoseOptions:
     estimator  "mediapipe" or "ultralytics".
     person     "largest" (the most prominent person), or "X,Y": the person who stands at these pixels of the first
                picture.
+    irises     face meshes of 478 points, of which the last ten are the irises. `ultralytics` finds no faces: all NaN.
     """
 
     estimator: str = "mediapipe"
     person: str = "largest"
+    irises: bool = False
+
+    @property
+    def points(self) -> int:
+        """Of a face mesh."""
+        return REFINED_POINTS if self.irises else FACE_POINTS
 
 
 class PoseEstimator(Protocol):
@@ -98,12 +105,14 @@ def fitting(size: tuple[int, int], longest: int = LONG_SIDE) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def empty_track(length: int, size: tuple[int, int], fps: Fraction = Fraction(25)) -> PoseTrack:
-    """A track of `length` pictures in which nobody was found."""
+def empty_track(
+    length: int, size: tuple[int, int], fps: Fraction = Fraction(25), points: int = FACE_POINTS
+) -> PoseTrack:
+    """A track of `length` pictures in which nobody was found; its face meshes have so many points."""
     return PoseTrack(
         body=np.full((length, len(JOINTS), 4), np.nan, np.float32),
         world=np.full((length, len(JOINTS), 3), np.nan, np.float32),
-        face=np.full((length, FACE_POINTS, 3), np.nan, np.float32),
+        face=np.full((length, points, 3), np.nan, np.float32),
         hands=np.full((length, 2, HAND_POINTS, 3), np.nan, np.float32),
         size=size,
         fps=fps,

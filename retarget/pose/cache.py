@@ -20,7 +20,7 @@ from numpy.lib.npyio import NpzFile
 
 from .. import folders
 from ..errors import InputError, StorageError
-from ..skeleton import FACE_POINTS
+from ..skeleton import FACE_POINTS, REFINED_POINTS
 from ..types import Array, PoseTrack
 from .base import unknown
 
@@ -33,7 +33,10 @@ LIMIT: Final = 2**30
 
 
 class Faces:
-    """The face meshes of a motion file, most of its bytes, which are read and unpacked some pictures at a time."""
+    """The face meshes of a motion file, most of its bytes, which are read and unpacked some pictures at a time.
+
+    points  of each mesh: 468, or 478.
+    """
 
     def __init__(self, array: Callable[[str], np.ndarray], which: slice = slice(None)) -> None:
         """
@@ -51,6 +54,8 @@ class Faces:
         self._chunked = int(array("version")) > 1  # the first version kept all in one
         self._block = BLOCK if self._chunked else max(1, len(self._reach))
         self._last: tuple[int, np.ndarray] = (-1, np.empty(0))
+        refined = len(self._reach) and array(self._name(0)).shape[1:2] == (REFINED_POINTS,)
+        self.points = REFINED_POINTS if refined else FACE_POINTS
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,12 +66,12 @@ class Faces:
         return Faces(self._array, slice(rows.start, rows.stop))
 
     def __call__(self, first: int, last: int) -> Array:
-        """(last - first, 468, 3) float32: those of the pictures with first <= number < last.
+        """(last - first, points, 3) float32: those of the pictures with first <= number < last.
 
         Raises InputError when the file was damaged meanwhile.
         """
         rows = np.asarray(self._rows[first:last])
-        out = np.empty((len(rows), FACE_POINTS, 3), np.float32)
+        out = np.empty((len(rows), self.points, 3), np.float32)
         for block in np.unique(rows // self._block).tolist():
             here = rows // self._block == block
             try:
@@ -77,12 +82,15 @@ class Faces:
             out[here] += self._centre[rows[here], None]
         return out
 
+    def _name(self, block: int) -> str:
+        return f"face_steps_{block}" if self._chunked else "face_steps"
+
     def _steps(self, block: int) -> np.ndarray:
-        """(n, 468, 3) int16: packed meshes. Raises what a damaged file raises."""
+        """(n, points, 3) int16: packed meshes. Raises what a damaged file raises."""
         if self._last[0] != block:
-            steps = self._array(f"face_steps_{block}" if self._chunked else "face_steps")
+            steps = self._array(self._name(block))
             rows = min(self._block, len(self._reach) - block * self._block)
-            if steps.dtype != np.int16 or steps.shape != (rows, FACE_POINTS, 3):
+            if steps.dtype != np.int16 or steps.shape != (rows, self.points, 3):
                 raise ValueError("face_steps")
             self._last = block, steps
         return self._last[1]
@@ -119,7 +127,7 @@ class Motion:
         track = PoseTrack(
             body=_floats(array("body")),
             world=_floats(array("world")),
-            face=unknown(len(faces), FACE_POINTS),
+            face=unknown(len(faces), faces.points),
             hands=_floats(array("hands")),
             size=(width, height),
             fps=fps,

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..skeleton import J
+from ..skeleton import FACE_POINTS, REFINED_POINTS, J
 from ..types import Array, Image, PoseTrack, Progress
 from .base import PoseOptions, empty_track, fitting, person_point, pixels_per_metre, teleports
 
@@ -93,9 +93,13 @@ _spoken = False  # one warning of mediapipe comes with the first person it finds
 
 
 class _Holistic:
-    """One mediapipe graph. `wipe` makes it forget the pictures before, so that equal pictures give equal results."""
+    """One mediapipe graph. `wipe` makes it forget the pictures before, so that equal pictures give equal results.
 
-    def __init__(self, *, static: bool) -> None:
+    points  of its face meshes: with irises 478, which another network finds (Grishchenko et al. 2020, attention mesh).
+    """
+
+    def __init__(self, *, static: bool, irises: bool = False) -> None:
+        self.points = REFINED_POINTS if irises else FACE_POINTS
         with _quiet:
             from mediapipe.python.solutions.holistic import Holistic
 
@@ -104,7 +108,7 @@ class _Holistic:
                 model_complexity=1,
                 smooth_landmarks=False,  # smoothing is `motion.smooth`'s work: without lag, and the same for all fps
                 enable_segmentation=static,
-                refine_face_landmarks=False,
+                refine_face_landmarks=irises,
             )
             self.wipe()  # the models are loaded with the first picture
 
@@ -112,7 +116,8 @@ class _Holistic:
         self._graph.process(np.zeros((64, 64, 3), np.uint8))
 
     def __call__(self, image: Image, out: PoseTrack, row: int) -> npt.NDArray[np.float32] | None:
-        """Writes the pose into row `row` of `out`, in pixels of `image`; returns the mask of a static graph."""
+        """Writes the pose into row `row` of `out` (meshes of `points`), in pixels of `image`; returns the mask, if
+        static."""
         global _spoken
         with contextlib.nullcontext() if _spoken else _quiet:
             result = self._graph.process(np.ascontiguousarray(image))
@@ -156,10 +161,11 @@ class MediapipeEstimator:
     def __init__(self, options: PoseOptions | None = None, *, workers: int | None = None) -> None:
         """
         Args:
-            options: which person. Raises UsageError when that cannot be understood.
+            options: which person, and whether with irises. Raises UsageError for a person that cannot be understood.
             workers: threads; by default one per CPU core, at most 4. The results do not depend on it.
         """
-        self._point = person_point((options or PoseOptions()).person)
+        options = options or PoseOptions()
+        self._point, self._irises = person_point(options.person), options.irises
         self._workers = workers or min(4, _cores())
 
     def track(self, frames: Iterable[Image], *, fps: Fraction, progress: Progress) -> PoseTrack:
@@ -180,7 +186,7 @@ class MediapipeEstimator:
         if self._point is None:
             yield from self._chunks(frames, fps, progress, before)
         else:
-            yield from _followed(frames, fps, progress, self._point, before)
+            yield from _followed(frames, fps, progress, self._point, before, self._irises)
 
     def strays(self, body: Array) -> npt.NDArray[np.bool_]:
         """See `PoseEstimator.strays`."""
@@ -204,11 +210,11 @@ class MediapipeEstimator:
             try:
                 graph = free.popleft()
             except IndexError:
-                graph = _Holistic(static=False)
+                graph = _Holistic(static=False, irises=self._irises)
                 made.append(graph)
             graph.wipe()
             height, width = pictures[0].shape[:2]
-            out = empty_track(len(pictures), (width, height), fps)
+            out = empty_track(len(pictures), (width, height), fps, graph.points)
             for row, picture in enumerate(pictures):
                 if stop.is_set():
                     break
@@ -234,7 +240,8 @@ class MediapipeEstimator:
             stranger = tail is not None and _strangers(tail, out.body[:warm])
             out = out.select(slice(warm, None))
             if stranger or out.found.mean() < 0.5:
-                again, _ = _follow(pictures[warm:], fps, lambda: None, last=known[-1] if known else None)
+                last = known[-1] if known else None
+                again, _ = _follow(pictures[warm:], fps, lambda: None, last=last, irises=self._irises)
                 if stranger or again.found.sum() > out.found.sum():
                     out = again
             tail = out.body[-WARM_UP:].copy()
@@ -267,7 +274,7 @@ class MediapipeEstimator:
 
         def one(picture: Image) -> tuple[PoseTrack, Array]:
             if not hasattr(graphs, "own"):
-                graphs.own = _Holistic(static=True)
+                graphs.own = _Holistic(static=True, irises=self._irises)
                 made.append(graphs.own)
             return _find(graphs.own, picture, self._point)
 
@@ -394,18 +401,18 @@ def _find(graph: _Holistic, picture: Image, point: tuple[float, float] | None) -
     """The person in one picture (at `point`) with a static graph, looked for in several windows."""
     height, width = picture.shape[:2]
     for n, window in enumerate(_windows((width, height), point)):
-        out = empty_track(1, (width, height))
+        out = empty_track(1, (width, height), points=graph.points)
         mask = _look(graph, picture, window, out, 0)
         if mask is None or (point is not None and not _contains(out.body[0], point)):
             continue
         if n or point is not None:  # found in a crop: look once more, framed as the detector likes it
-            again = empty_track(1, (width, height))
+            again = empty_track(1, (width, height), points=graph.points)
             better = _look(graph, picture, _around(out.body[0], 0.25), again, 0)
             if better is not None and (point is None or _contains(again.body[0], point)):
                 out, mask = again, better
         _set_depth(out)
         return replace(out, missed=()), mask
-    return empty_track(1, (width, height)), np.zeros((height, width), np.float32)
+    return empty_track(1, (width, height), points=graph.points), np.zeros((height, width), np.float32)
 
 
 def _follow(
@@ -416,6 +423,7 @@ def _follow(
     point: tuple[float, float] | None = None,
     last: Array | None = None,
     lost: int = 0,
+    irises: bool = False,
 ) -> tuple[PoseTrack, Array]:
     """The track of one person among others: who stands at `point` of the first picture, or had the pose `last` before.
 
@@ -426,14 +434,14 @@ def _follow(
     far away counts as missed; after a second without the person, and then once a second, everybody near the last place
     and later everybody in the picture will do. With neither `point` nor `last`, everybody in the picture.
     """
-    still, graph = _Holistic(static=True), _Holistic(static=False)
+    still, graph = _Holistic(static=True, irises=irises), _Holistic(static=False, irises=irises)
     rows: list[PoseTrack] = []
     window = None if last is None else _around(last, 0.4)
     pause = 0
     try:
         for picture in frames:
             height, width = picture.shape[:2]
-            row = empty_track(1, (width, height), fps)
+            row = empty_track(1, (width, height), fps, graph.points)
             pause -= 1
             if last is None or window is None or lost > fps:
                 if pause <= 0:
@@ -451,7 +459,7 @@ def _follow(
                     window = _around(body, 0.4)
                     graph.wipe()
             else:
-                row = empty_track(1, (width, height), fps)
+                row = empty_track(1, (width, height), fps, graph.points)
                 lost += 1
                 graph.wipe()
             rows.append(row)
@@ -462,11 +470,16 @@ def _follow(
     since = np.full((1 + min(lost, 1 + int(2 * fps)), len(J), 4), np.nan, np.float32)  # longer does not matter
     if last is not None:
         since[0] = last
-    return PoseTrack.concatenate(rows) if rows else empty_track(0, (1, 1), fps), since
+    return PoseTrack.concatenate(rows) if rows else empty_track(0, (1, 1), fps, graph.points), since
 
 
 def _followed(
-    frames: Iterable[Image], fps: Fraction, progress: Progress, point: tuple[float, float], since: Array | None
+    frames: Iterable[Image],
+    fps: Fraction,
+    progress: Progress,
+    point: tuple[float, float],
+    since: Array | None,
+    irises: bool,
 ) -> Iterator[tuple[PoseTrack, Array]]:
     """`_follow` in tracks of `FOLLOWED` pictures. mediapipe's own memory cannot be kept: it begins anew with each."""
     stream = iter(frames)
@@ -476,7 +489,7 @@ def _followed(
         last = None if since is None or not np.isfinite(since[0, 0, 0]) else since[0]
         piece = chain(first, islice(stream, FOLLOWED - 1))
         lost = 0 if since is None else len(since) - 1
-        out, since = _follow(piece, fps, progress.advance, point=point, last=last, lost=lost)
+        out, since = _follow(piece, fps, progress.advance, point=point, last=last, lost=lost, irises=irises)
         _set_depth(out)
         yield out, since
 
@@ -522,7 +535,7 @@ def _beside(graph: _Holistic, picture: Image, body: Array) -> list[tuple[float, 
     for left, right in ((0, int(x0)), (int(x1), width)):
         if right - left < 0.12 * width:
             continue
-        out = empty_track(1, (width, height))
+        out = empty_track(1, (width, height), points=graph.points)
         if _look(graph, hidden, (left, 0, right - left, height), out, 0) is None:
             continue
         xy = out.body[0, :, :2]

@@ -64,7 +64,8 @@ class UltralyticsEstimator:
 
     def __init__(self, options: PoseOptions | None = None) -> None:
         """Raises UsageError when ultralytics is not installed or `options.person` cannot be understood."""
-        self._point = person_point((options or PoseOptions()).person)
+        options = options or PoseOptions()
+        self._point, self._points = person_point(options.person), options.points
         try:
             import ultralytics
         except ImportError as error:
@@ -107,7 +108,7 @@ class UltralyticsEstimator:
             progress.advance()
         if not people:
             raise ValueError("no frames to track")
-        return _track(_choose(people, self._point, patience=max(1, round(fps))), size, fps)
+        return _track(_choose(people, self._point, patience=max(1, round(fps))), size, fps, self._points)
 
     def segment(self, frames: Sequence[Image]) -> list[tuple[PoseTrack, Array]]:
         """See `PoseEstimator.segment`. The mask is mediapipe's, taken in the person's box."""
@@ -119,7 +120,7 @@ class UltralyticsEstimator:
             size = (frame.shape[1], frame.shape[0])
             chosen = _choose([_people(model.predict(frame[..., ::-1], verbose=False))], self._point, patience=1)
             mask = np.zeros(frame.shape[:2], np.float32) if chosen[0] is None else mask_in(frame, chosen[0].box)
-            out.append((_track(chosen, size, Fraction(25)), mask))
+            out.append((_track(chosen, size, Fraction(25), self._points), mask))
         return out
 
 
@@ -196,9 +197,9 @@ def _choose(people: list[list[Person]], point: tuple[float, float] | None, *, pa
     return out
 
 
-def _track(people: Sequence[Person | None], size: tuple[int, int], fps: Fraction) -> PoseTrack:
-    """A track from one person per picture."""
-    track = empty_track(len(people), size, fps)
+def _track(people: Sequence[Person | None], size: tuple[int, int], fps: Fraction, points: int) -> PoseTrack:
+    """A track from one person per picture; face meshes of so many points, all NaN."""
+    track = empty_track(len(people), size, fps, points)
     for i, person in enumerate(people):
         if person is not None and (person.joints[[5, 6, 11, 12], 2] > 0).sum() >= 2:
             track.body[i] = to_joints(person.joints)

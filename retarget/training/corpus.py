@@ -1,4 +1,5 @@
-"""Training corpora: videos → packed clips of frames, mattes, plates and poses, small enough to travel.
+"""Training corpora: videos → packed clips of frames, mattes, plates and poses, small enough to travel; or of street
+scenes: of frames and label maps.
 
     CLIPS ─ prepare ─ corpus/NAME.npz + index.json ─ Corpus ─ training
 
@@ -25,12 +26,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .. import background
+from .. import background, streets
 from ..errors import InputError, NobodyFound, StorageError
 from ..folders import replaced
+from ..labels import NONE, Classes, LabelTrack, resized
+from ..pose.base import empty_track
 from ..references import Gathered, working_size
-from ..skeleton import FACE_POINTS, HAND_POINTS, JOINTS
+from ..skeleton import HAND_POINTS, JOINTS
 from ..types import Array, Image, PoseTrack, Silent
+from ..video import pictures_in
 
 if TYPE_CHECKING:
     from .prepare import PrepareOptions
@@ -70,23 +74,40 @@ class Entry:
     sha256: str
 
 
+@dataclass(frozen=True)
+class SceneEntry(Entry):
+    """A clip of a street scene, whose name stands in the place of a person's.
+
+    classes  how many its label maps take, see `streets.counted`.
+    sha256   of pictures and label maps, see `streets.fingerprint`.
+    """
+
+    classes: int
+
+
 # ------------------------------------------------------------------------------------------------ making one
 
 
 def packed(path: Path, facts: Mapping[str, str], out: Path, options: PrepareOptions) -> Entry:
     """One clip's entry; its file is made unless it is there."""
-    target = out / f"{path.stem}.npz"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    target = out / f"{facts['clip']}.npz"
+    maps = Path(facts["labels"]) if "labels" in facts else None
+    if maps is None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        digest = streets.fingerprint(_pictures(path), maps)
     made_with = options.deciding | {"schema": SCHEMA}
     if target.exists():
         meta = _meta(target)
         if meta is not None and meta["sha256"] == digest and meta["made_with"] == made_with:
             return _entry(meta, facts)
-    if options.crop == "head":
+    if maps is not None:
+        arrays, meta = pack_scene(path, maps, options)
+    elif options.crop == "head":
         arrays, meta = _head(path, options)
     else:
         arrays, meta = pack(path, options)
-    meta |= {"clip": path.stem, "sha256": digest, "made_with": made_with}
+    meta |= {"clip": facts["clip"], "sha256": digest, "made_with": made_with}
     try:
         with replaced(target) as part, part.open("wb") as file:
             np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
@@ -117,10 +138,11 @@ def _meta(path: Path) -> dict[str, Any] | None:
 
 def _entry(meta: Mapping[str, Any], facts: Mapping[str, str]) -> Entry:
     split: Split = "val" if facts["split"] == "val" else "train"
-    return Entry(
+    known = (
         meta["clip"], facts["person"], facts["source"], facts["licence"], split, meta["frames"],
         (meta["size"][0], meta["size"][1]), meta["exact"], meta["sha256"],
     )  # fmt: skip
+    return SceneEntry(*known, meta["classes"]) if "classes" in meta else Entry(*known)
 
 
 def _head(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -140,11 +162,11 @@ def pack(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any
     Raises NobodyFound or InputError, with the reason why a clip is of no use, and what `video` and `pose` raise.
     """
     from .. import motion
-    from ..pose import estimate, estimate_images
+    from ..pose import PoseOptions, estimate, estimate_images
     from ..video import open_reader, probe
 
     info = probe(path)
-    track = estimate(path)
+    track = estimate(path, PoseOptions(irises=options.crop == "head"))
     step = max(1, round(float(info.fps) / options.fps))
     numbers = np.flatnonzero(track.found)
     numbers = numbers[numbers % step == 0]
@@ -194,6 +216,38 @@ def pack(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any
     return arrays, meta
 
 
+def pack_scene(path: Path, maps: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """`pack` of a street scene, a video or a folder of pictures, with its label maps.
+
+    Raises InputError, with the reason why it is of no use, and what `streets.opened` raises.
+    """
+    film, known = streets.opened(_pictures(path), maps)
+    step = max(1, round(float(film.fps) / options.fps))
+    numbers = np.arange(0, len(film), step, dtype=np.int32)
+    if len(numbers) < FEWEST:
+        raise InputError(
+            f"{len(numbers)} of its {len(film)} pictures are kept at --fps {options.fps:g}, and {FEWEST} are needed.",
+            f"There are {float(film.fps):g} per second: use a larger --fps.",
+        )
+    size = working_size(*film.size, options.side)
+    if min(size) < SMALLEST:
+        raise InputError(f"its pictures have only {size[0]} x {size[1]} pixels.", f"{SMALLEST} or more are needed.")
+    pictures = [_webp(_resized(picture, size), options.quality) for picture in film.every(step)]
+    labels = np.stack([resized(one, size) for one in known.every(step)])
+    if (labels == NONE).all():
+        raise InputError("its label maps hold no class.", "Give maps with one number or colour per class.")
+    meta = {
+        "frames": len(numbers), "size": list(size), "exact": False, "fps": str(film.fps), "colour": film.colour,
+        "classes": streets.counted(labels),
+    }  # fmt: skip
+    return {"numbers": numbers, "rgb": _blob(pictures), "labels": _blob([_lossless(one) for one in labels])}, meta
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The files of a scene."""
+    return pictures_in(path) if path.is_dir() else [path]
+
+
 def _resized(picture: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
@@ -233,8 +287,11 @@ def _webp(picture: npt.NDArray[Any], quality: int) -> npt.NDArray[np.uint8]:
 
 def _png(matte: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Sixteen levels are enough for a matte, and small."""
-    levels = (np.round(np.clip(matte, 0, 1) * 15) * 17).astype(np.uint8)
-    done, code = cv2.imencode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return _lossless((np.round(np.clip(matte, 0, 1) * 15) * 17).astype(np.uint8))
+
+
+def _lossless(numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    done, code = cv2.imencode(".png", numbers, [cv2.IMWRITE_PNG_COMPRESSION, 9])
     assert done
     return np.asarray(code.reshape(-1), np.uint8)
 
@@ -275,6 +332,8 @@ class Clip:
     mattes   (N, H, W) float32 in 0..1, the estimator's.
     exact    the same, exact; None where nobody knows them.
     track    N poses, in pixels of the pictures; face z is 0, world coordinates are unknown.
+    labels   (N, H, W) uint8: label maps of a street scene, which is in the matte from border to border, and whose poses
+             are all unknown; None: a person.
     """
 
     pictures: npt.NDArray[np.uint8]
@@ -282,12 +341,16 @@ class Clip:
     exact: Array | None
     plate: background.Plate
     track: PoseTrack
+    labels: Classes | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def gathered(self, index: Sequence[int]) -> Gathered:
-        """The references of an avatar made of these frames, as `references.from_video` gives them."""
+        """The references of an avatar made of these frames, as `references.from_video` gives them, or
+        `streets.gathered`."""
+        if self.labels is not None:
+            return streets.scene(self.pictures[list(index)], self.labels[list(index)], self.track.fps, index)
         pictures, mattes = self.pictures[list(index)], self.mattes[list(index)]
         frames = np.stack([background.unmix(p, m) for p, m in zip(pictures, mattes, strict=True)])
         windows = tuple(self.track.select([i]) for i in index)
@@ -295,6 +358,10 @@ class Clip:
             frames, mattes, windows, self.plate, self.track, self.track.fps, tuple(index), pictures,
             exact=None if self.exact is None else self.exact[list(index)],
         )  # fmt: skip
+
+    def window(self, i: int) -> PoseTrack | LabelTrack:
+        """What frame `i` is drawn from."""
+        return self.track.select([i]) if self.labels is None else LabelTrack(self.labels[i : i + 1], self.track.fps)
 
 
 class Corpus:
@@ -321,6 +388,11 @@ class Corpus:
         return dict(sorted(found.items()))
 
     @property
+    def classes(self) -> int:
+        """How many label maps take, in a corpus of street scenes; 0 in one of people."""
+        return max((entry.classes for entry in self.entries if isinstance(entry, SceneEntry)), default=0)
+
+    @property
     def digest(self) -> str:
         """A hash of all that was packed."""
         return hashlib.sha256(json.dumps([asdict(e) for e in self.entries]).encode()).hexdigest()
@@ -331,7 +403,7 @@ class Corpus:
 
 
 def entries_of(index: Mapping[str, Any]) -> list[Entry]:
-    return [Entry(**e | {"size": tuple(e["size"])}) for e in index["clips"]]
+    return [(SceneEntry if "classes" in e else Entry)(**e | {"size": tuple(e["size"])}) for e in index["clips"]]
 
 
 @lru_cache(maxsize=16)
@@ -340,6 +412,8 @@ def _read(path: Path) -> Clip:
         a = _arrays(path)
         meta = json.loads(str(a["meta"]))
         width, height = meta["size"]
+        if "labels" in a:
+            return _scene(a, (width, height), Fraction(meta["fps"]))
         plate = _decoded(_files(a["plate"])[0])
         pictures = np.repeat(plate[None], meta["frames"], 0)
         mattes = np.zeros((meta["frames"], height, width), np.float32)
@@ -353,8 +427,8 @@ def _read(path: Path) -> Clip:
         seen = _matte(_files(a["seen"])[0])
         count = meta["frames"]
         body = np.concatenate([_points(a["body"]), a["visibility"][..., None].astype(np.float32) / 255], -1)
-        face = np.zeros((count, FACE_POINTS, 3), np.float32)
-        face[..., :2] = _points(a["face"])
+        flat = _points(a["face"])
+        face = np.concatenate([flat, np.zeros_like(flat[..., :1])], -1)
         track = PoseTrack(
             body, np.full((count, len(JOINTS), 3), np.nan, np.float32), face,
             _points(a["hands"]).reshape(count, 2, HAND_POINTS, 3), (width, height), Fraction(meta["fps"]),
@@ -362,6 +436,16 @@ def _read(path: Path) -> Clip:
         return Clip(pictures, mattes, exact, background.Plate(plate, seen, meta["motion"]), track)
     except _DAMAGED as error:
         raise InputError(f"{path} is missing or damaged.", "Run retarget prepare again.") from error
+
+
+def _scene(a: Mapping[str, npt.NDArray[Any]], size: tuple[int, int], fps: Fraction) -> Clip:
+    pictures = np.stack([_decoded(code) for code in _files(a["rgb"])])
+    labels = np.stack([np.asarray(cv2.imdecode(code, cv2.IMREAD_UNCHANGED), np.uint8) for code in _files(a["labels"])])
+    if not pictures.shape[:3] == labels.shape == (len(a["numbers"]), *size[::-1]):
+        raise ValueError("pictures and label maps do not belong together")
+    whole = np.broadcast_to(np.float32(1), labels.shape)  # takes no memory
+    nobody = empty_track(len(labels), size, fps)
+    return Clip(pictures, whole, None, background.Plate(pictures[0], whole[0], 0.0), nobody, labels)
 
 
 def _decoded(code: npt.NDArray[np.uint8]) -> Image:

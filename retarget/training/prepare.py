@@ -1,4 +1,6 @@
-"""`retarget prepare`: videos of one person each → a corpus (`training.corpus`). In parallel; goes on where it stopped.
+"""`retarget prepare`: videos of one person each, or street scenes with label maps → a corpus (`training.corpus`).
+
+In parallel; goes on where it stopped.
 
 Importing this module loads nothing heavy: the command line reads its defaults from here.
 """
@@ -39,7 +41,10 @@ class PrepareOptions:
              goes before everything else.
     val      share of the persons that is kept for validation, chosen by a hash of their name.
     workers  processes; 0: one per core.
-    crop     `head`: squares around the head (`portraits`), for models of heads; `none`: whole pictures.
+    crop     `head`: squares around the head (`portraits`), with irises, for models of heads; `none`: whole pictures.
+    labels   of street scenes: their label maps. For each of the given videos or folders, in their order, or for all of
+             them together: a folder or video of maps, one for each picture of a scene; or a folder with the maps of
+             each scene under the scene's name. Empty: the clips show people.
     """
 
     side: int = 256
@@ -51,12 +56,14 @@ class PrepareOptions:
     val: float = 0.1
     workers: int = 0
     crop: str = "none"
+    labels: tuple[str, ...] = ()
 
     @property
     def deciding(self) -> dict[str, Any]:
         """What the pictures depend on."""
-        cropped = {"crop": self.crop} if self.crop != "none" else {}
-        return {"side": self.side, "fps": self.fps, "quality": self.quality} | cropped
+        cropped = {"crop": self.crop, "irises": True} if self.crop != "none" else {}
+        scenes = {"labels": True} if self.labels else {}
+        return {"side": self.side, "fps": self.fps, "quality": self.quality} | cropped | scenes
 
 
 def prepare(
@@ -71,6 +78,10 @@ def prepare(
     `NAME.npz` beside `NAME.mp4` with `mask_bits` and `mask_shape` (T, H, W) gives exact masks (`np.packbits` over each
     flattened frame). Without a table, the person of `NAME_x.mp4` is `NAME`.
 
+    With `labels`, each clip is a street scene: a video, or a folder of pictures, 25 per second in the order of their
+    names; a folder without pictures stands for the scenes in it. Without a table, each clip is a scene of its own, in
+    the place of a person.
+
     Returns:
         The index: {"schema", "options", "clips": [Entry], "left_out": [{"clip", "reason"}]}, as in `out`/index.json.
 
@@ -81,8 +92,12 @@ def prepare(
         StorageError: the folder cannot be written, or another process packs into it.
     """
     options, progress, out = options or PrepareOptions(), progress or Silent(), Path(out)
-    paths = _videos([Path(c) for c in clips])
+    given = [Path(c) for c in clips]
+    maps = _scenes(given, [Path(m) for m in options.labels]) if options.labels else {}
+    paths = list(maps) or _videos(given)
     facts = _table(options, paths)
+    for path, beside in maps.items():
+        facts[path]["labels"] = str(beside)
     _check(options)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +132,7 @@ def _packed(
         if made_before != made_with:
             raise UsageError(f"{out} holds a corpus made with other options: {made_before}.", "Use another folder.")
     left_out: list[dict[str, str]] = []
-    names = {path.stem for path in paths}
+    names = {name_of(path) for path in paths}
     if left := sum((out / f"{name}.npz").exists() for name in names - {e.clip for e in done}):
         progress.note(f"Going on: {left} of {len(paths)} clips were packed before an interruption.")
     done = [e for e in done if e.clip not in names and (out / f"{e.clip}.npz").exists()]
@@ -138,7 +153,7 @@ def _packed(
                 except RetargetError as error:
                     if isinstance(error, StorageError):
                         raise
-                    left_out.append({"clip": jobs[job].stem, "reason": error.message})
+                    left_out.append({"clip": name_of(jobs[job]), "reason": error.message})
                     progress.warn(f"{jobs[job].name} is left out: {error.message}")
                 progress.advance()
         except BaseException:
@@ -157,7 +172,9 @@ def _packed(
     if not done:
         raise InputError(
             f"None of the {len(paths)} clips can be used; {left_out[0]['clip']}: {left_out[0]['reason']}",
-            "Give clips of one whole person before a still camera.",
+            "Give one label map per picture, equally large."
+            if options.labels
+            else "Give clips of one whole person before a still camera.",
         )
     return index
 
@@ -168,6 +185,8 @@ def _check(options: PrepareOptions) -> None:
             raise UsageError(f"--{name} is {getattr(options, name):g}.", f"Give a number from {low:g} to {high:g}.")
     if options.workers < 0:
         raise UsageError(f"--workers is {options.workers}.", "Give 1 or more, or 0 for one per core.")
+    if options.labels and options.crop != "none":
+        raise UsageError("--crop is for people, and --labels says that there are none.", "Leave one of them out.")
 
 
 def _videos(paths: Sequence[Path]) -> list[Path]:
@@ -181,11 +200,66 @@ def _videos(paths: Sequence[Path]) -> list[Path]:
             raise InputError(f"There is no file {path}.", "Check the name.")
     if not found:
         raise UsageError("There are no videos to pack.", "Give videos, or folders of them.")
+    return _named(found)
+
+
+def _named(paths: Sequence[Path]) -> list[Path]:
+    """Each once. Raises UsageError when two have one name."""
     seen: dict[str, Path] = {}
-    for path in found:
-        if path != seen.setdefault(path.stem, path):
-            raise UsageError(f"{seen[path.stem]} and {path} have one name.", "Rename one of them.")
+    for path in paths:
+        name = name_of(path)
+        if path != seen.setdefault(name, path):
+            raise UsageError(f"{seen[name]} and {path} have one name.", "Rename one of them.")
     return list(seen.values())
+
+
+def _scenes(clips: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
+    """Each scene, a video or a folder of pictures, and where its label maps should be."""
+    from ..video import pictures_in
+
+    for path in (*clips, *labels):
+        if not path.exists():
+            raise InputError(f"There is no file or folder {path}.", "Check the name.")
+    if len(labels) not in (1, len(clips)):
+        raise UsageError(
+            f"The numbers of --labels ({len(labels)}) and of scenes or folders of them ({len(clips)}) differ.", _EACH
+        )
+    found: list[Path] = []
+    beside: dict[Path, Path] = {}
+    for clip, maps in zip(clips, labels if len(labels) == len(clips) else [*labels] * len(clips), strict=True):
+        inside = [clip]
+        if clip.is_dir() and not pictures_in(clip):
+            inside = [
+                p for p in sorted(clip.iterdir()) if p.suffix.lower() in VIDEOS or (p.is_dir() and pictures_in(p))
+            ]
+        found += inside
+        beside |= {scene: _maps_of(scene, maps) for scene in inside}
+    if not found:
+        raise UsageError("There are no scenes to pack.", "Give videos, folders of pictures, or folders of these.")
+    scenes = _named(found)
+    taken: dict[Path, Path] = {}
+    for scene in scenes:
+        if scene != (one := taken.setdefault(beside[scene], scene)):
+            raise UsageError(
+                f"{beside[scene]} would be the label maps of both {name_of(one)} and {name_of(scene)}.", _EACH
+            )
+    return {scene: beside[scene] for scene in scenes}
+
+
+_EACH: Final = "Give --labels for each, in the same order; or one folder with the maps of each scene under its name."
+
+
+def _maps_of(scene: Path, maps: Path) -> Path:
+    """`maps`, if that is a scene's; or what is called like the scene in it."""
+    if not maps.is_dir() or any(p.suffix.lower() == ".png" for p in maps.iterdir()):
+        return maps
+    known = sorted(p for p in maps.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS)
+    return next((p for p in known if name_of(p) == name_of(scene)), maps / name_of(scene))
+
+
+def name_of(path: Path) -> str:
+    """What a clip is called in a corpus."""
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _table(options: PrepareOptions, paths: Sequence[Path]) -> dict[Path, dict[str, str]]:
@@ -205,12 +279,14 @@ def _table(options: PrepareOptions, paths: Sequence[Path]) -> dict[Path, dict[st
             ) from error
     facts = {}
     for path in paths:
-        row = {k: v for k, v in rows.get(path.stem, {}).items() if v}
-        person = row.get("person", path.stem.rpartition("_")[0] or path.stem)
+        name = name_of(path)
+        row = {k: v for k, v in rows.get(name, {}).items() if v}
+        person = row.get("person", name if options.labels else name.rpartition("_")[0] or name)
         split = row.get("split", split_of(person, options.val))
         if split not in ("train", "val"):
-            raise InputError(f"{options.table}: the split of {path.stem} is “{split}”.", "Use train or val.")
+            raise InputError(f"{options.table}: the split of {name} is “{split}”.", "Use train or val.")
         facts[path] = {
+            "clip": name,
             "person": person,
             "source": row.get("source", options.source or path.name),
             "licence": row.get("licence", options.licence),

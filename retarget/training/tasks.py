@@ -1,4 +1,4 @@
-"""What training draws from a corpus: tasks, each one person known by K frames and pairs to learn from.
+"""What training draws from a corpus: tasks, each one person, or scene, known by K frames and pairs to learn from.
 
 A task's pairs are drawn as far as no parameter changes it (`RetargetModel.ahead`), once, and kept in a folder: moving
 the parts costs more than the network.
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -32,7 +32,7 @@ from ..folders import replaced, sweep
 from ..lessons import Lessons
 from ..models import build
 from ..models.base import Batch, Frame, RetargetModel, series
-from ..references import arrays, pixels, poses, references
+from ..references import arrays, pixels, references, seen_in
 from ..types import Progress
 from .corpus import Clip, Corpus, Entry, Split
 from .prepare import alone
@@ -89,7 +89,11 @@ class Tasks:
         self.corpus, self.name, self.config, self.options = corpus, model[0], model[1], options
         self.persons = corpus.persons(split)
         if not self.persons:
-            raise InputError(f"The corpus {corpus.folder} has nobody in its split “{split}”.", "Pack more clips.")
+            who = "no scene" if corpus.classes else "nobody"
+            raise InputError(
+                f"The corpus {corpus.folder} has {who} in its split “{split}”.",
+                "Pack more clips, or give prepare a --table that says which are in it.",
+            )
         self.list = [(person, draw) for draw in range(draws) for person in self.persons]
         self._model = build(*model)
         said = [SCHEMA, corpus.digest, model[0], self._model.ahead_depends_on, asdict(options)]
@@ -100,6 +104,11 @@ class Tasks:
 
     def __len__(self) -> int:
         return len(self.list)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of the pictures of each task."""
+        return [_chosen(*self._which(i), self.options)[2].size for i in range(len(self))]
 
     def __getitem__(self, number: int) -> list[Group]:
         """The pairs of a task, from the folder if they are there. Raises InputError for a damaged clip."""
@@ -239,19 +248,24 @@ def _known(
     corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions
 ) -> tuple[np.random.Generator, Entry, list[int]]:
     """A task's random numbers, and the clip and frames that the person is known by."""
-    rng = np.random.default_rng([options.seed, draw, int(hashlib.sha256(clips[0].person.encode()).hexdigest()[:8], 16)])
-    wanted = int(rng.choice(options.frames))
-    chosen = clips[int(rng.integers(len(clips)))]
+    rng, wanted, chosen = _chosen(clips, draw, options)
     count = len(corpus.clip(chosen.clip))
     # One frame at least is left to learn from.
     return rng, chosen, rng.permutation(count)[: min(wanted, count - 1)].tolist()
+
+
+def _chosen(clips: Sequence[Entry], draw: int, options: TaskOptions) -> tuple[np.random.Generator, int, Entry]:
+    """The same, and K as it is wanted in place of the frames."""
+    rng = np.random.default_rng([options.seed, draw, int(hashlib.sha256(clips[0].person.encode()).hexdigest()[:8], 16)])
+    wanted = int(rng.choice(options.frames))
+    return rng, wanted, clips[int(rng.integers(len(clips)))]
 
 
 def _pair(model: RetargetModel, clip: Clip, i: int, identity: Any) -> Batch:
     mattes = clip.mattes if clip.exact is None else clip.exact
     truth = Frame(pixels(clip.pictures[i])[None], torch.from_numpy(mattes[i].copy())[None, None])
     width, height = clip.track.size
-    condition = model.condition(poses(clip.track.select([i])), (height, width))
+    condition = model.condition(seen_in(clip.window(i)), (height, width))
     condition, identity, truth = model.ahead(condition, identity, truth)
     return Batch(condition, identity, None, truth)
 

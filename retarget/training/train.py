@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..device import Compute
     from ..models.base import Batch, Objective, RetargetModel
+    from .corpus import Corpus
     from .fit import FitState
     from .ranks import Ranks
     from .run import Run, Trained
@@ -96,7 +97,7 @@ def train(
 
     Raises:
         InputError: no corpus, or nobody in it; a file of weights that does not exist.
-        UsageError: options that cannot be; a folder with a run with other options.
+        UsageError: options that cannot be, or are not for such a corpus; a folder with a run with other options.
         WeightsError: weights that do not fit.
         StorageError: the folder cannot be written, or another process trains into it.
         DeviceError: a device that is not there.
@@ -116,6 +117,7 @@ def train(
 
     compute = device.choose(options.device, options.precision, progress=progress)
     packed, out = Corpus(corpus), Path(out)
+    options = fitting(options, packed)
     begun = begin(options) if options.stage != "parsing" else None
     with torch.random.fork_rng([]), together(compute.device) as ranks, ExitStack() as stack:
         if ranks.rank == 0:
@@ -167,6 +169,42 @@ def check(options: TrainOptions) -> None:
         raise UsageError(f"--minutes is {options.minutes:g}.", "Give more than 0.")
 
 
+def fitting(options: TrainOptions, packed: Corpus) -> TrainOptions:
+    """The options for a corpus: a model that draws from label maps knows the classes of these.
+
+    Raises UsageError for a model of people and a corpus of street scenes, and the other way round, and for too few
+    classes.
+    """
+    from ..models import MODELS, configuration
+
+    config, scene = dict(options.config), None
+    if options.stage != "parsing":
+        configuration(options.model, "small")  # whether there is such a model
+        scene = MODELS[options.model]().SUBJECTS.get("scene")
+    draws = scene is not None and scene.items() <= config.items()
+    if draws and not packed.classes:
+        raise UsageError(
+            f"{packed.folder} is a corpus of people, without label maps.",
+            "Pack street scenes (retarget prepare STREET --labels MAPS), or leave conditioning=labels out.",
+        )
+    if packed.classes and not draws:
+        able = [name for name, find in MODELS.items() if "scene" in find().SUBJECTS]
+        model = "" if scene else f"--model {' or '.join(able)} "
+        what = f"{options.model}{' as configured' if scene else ''}" if options.stage != "parsing" else "the parser"
+        raise UsageError(
+            f"{packed.folder} is a corpus of street scenes, and {what} learns from people.",
+            f"Use {model}--config conditioning=labels.",
+        )
+    if not draws:
+        return options
+    if isinstance(known := config.setdefault("classes", packed.classes), int) and known < packed.classes:
+        raise UsageError(
+            f"--config classes={known} is too few: the label maps in {packed.folder} take {packed.classes}.",
+            f"Leave it out, or give {packed.classes} or more.",
+        )
+    return replace(options, config=config)
+
+
 def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objective]:
     """The model as a run begins with it, one that has learned nothing, and the objective with its critics.
 
@@ -180,8 +218,6 @@ def begin(options: TrainOptions) -> tuple[RetargetModel, RetargetModel, Objectiv
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = build(options.model, options.config)
-        if model.subject == "scene":
-            raise UsageError("Corpora hold people, and no label maps.", "Train with conditioning=pose or =face.")
         objective = model.objective(critics=options.critic, **features(model))
         untrained = build(options.model, options.config).eval()
     if options.init is not None:
@@ -243,6 +279,9 @@ class _Training:
         rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.integers(len(self.tasks), size=self.options.batch)
+        if self.tasks.corpus.classes:  # scenes go to their borders: they cannot be continued to a common size
+            alike = [i for i, size in enumerate(self.tasks.sizes) if size == self.tasks.sizes[chosen[0]]]
+            chosen = np.array(alike)[chosen % len(alike)]
         pairs = [self.model.varied(self.tasks.pair(int(i), rng), generator) for i in chosen]
         return on(beginning(stacked(pairs), self.model.length(step / self.options.steps)), self.compute.device)
 

@@ -18,10 +18,10 @@ from retarget.pose.cache import load_motion, save_motion
 from retarget.types import PoseTrack
 
 
-def a_track(pictures: int = 12, seed: int = 0) -> PoseTrack:
+def a_track(pictures: int = 12, seed: int = 0, points: int = 468) -> PoseTrack:
     """Noise of a face 700 px high in a 1080p picture, with gaps."""
     rng = np.random.default_rng(seed)
-    track = empty_track(pictures, (1920, 1080), Fraction(24000, 1001))
+    track = empty_track(pictures, (1920, 1080), Fraction(24000, 1001), points)
     for name in ("body", "world", "hands"):
         getattr(track, name)[:] = rng.normal(size=getattr(track, name).shape)
     track.face[:] = rng.uniform((600, 200, -150), (1300, 900, 200), track.face.shape)
@@ -32,11 +32,13 @@ def a_track(pictures: int = 12, seed: int = 0) -> PoseTrack:
     return replace(track, missed=(4,))
 
 
-def test_a_motion_file_gives_back_what_was_saved(tmp_path: Path) -> None:
-    track = a_track()
+@pytest.mark.parametrize("points", [468, 478])
+def test_a_motion_file_gives_back_what_was_saved(tmp_path: Path, points: int) -> None:
+    track = a_track(points=points)
     again = load_motion(save_motion(track, tmp_path / "dance.npz"))
     for name in ("body", "world", "hands"):
         np.testing.assert_array_equal(getattr(again, name), getattr(track, name))
+    assert again.face.shape == (12, points, 3)
     np.testing.assert_array_equal(np.isnan(again.face), np.isnan(track.face))
     assert np.nanmax(np.abs(again.face - track.face)) < 0.01
     assert (again.size, again.fps, again.missed) == (track.size, track.fps, track.missed)
@@ -89,6 +91,9 @@ def test_damaged_and_foreign_archives_are_refused(tmp_path: Path) -> None:
         ("world", np.zeros((12, 33, 3), np.float64)),
         ("face_steps_0", np.zeros((12, 468, 3), np.float32)),
         ("face_steps_0", np.zeros((11, 468, 3), np.int16)),
+        ("face_steps_0", np.zeros((12, 473, 3), np.int16)),
+        ("face_steps_0", np.zeros((11, 478, 3), np.int16)),
+        ("face_steps_0", np.zeros(12, np.int16)),
         ("body", np.array([{"a": 1}], dtype=object)),
     ],
 )
@@ -165,3 +170,21 @@ def test_fetching_counts_as_use() -> None:
     os.utime(path, (1000, 1000))
     cache.fetch("old")
     assert path.stat().st_mtime > 1e9
+
+
+def test_irises_are_kept_in_every_block(tmp_path: Path) -> None:
+    track = a_track(2 * cache.BLOCK + 3, points=478)
+    motion = cache.open_motion(save_motion(track, tmp_path / "a.npz"))
+    assert motion.faces.points == motion.track.face.shape[1] == 478
+    rows = slice(cache.BLOCK - 2, 2 * cache.BLOCK + 2)
+    piece = motion.select(rows).whole()
+    np.testing.assert_allclose(piece.face, track.face[rows], atol=0.01)
+    with np.load(tmp_path / "a.npz") as arrays:
+        mixed = {**arrays, "face_steps_1": arrays["face_steps_1"][:, :468]}
+    np.savez(tmp_path / "mixed.npz", **mixed)
+    with pytest.raises(InputError, match="not a motion file"):
+        load_motion(tmp_path / "mixed.npz")
+
+
+def test_a_motion_without_pictures_has_no_irises() -> None:
+    assert cache.Motion.of(cache.packed(empty_track(0, (8, 8))).__getitem__).faces.points == 468

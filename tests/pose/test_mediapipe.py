@@ -16,7 +16,7 @@ from retarget.errors import UsageError
 from retarget.pose import mediapipe as module
 from retarget.pose.base import PoseOptions
 from retarget.pose.mediapipe import MediapipeEstimator
-from retarget.skeleton import J
+from retarget.skeleton import IRISES, J
 from retarget.types import Image, PoseTrack, Silent
 
 FPS = Fraction(25)
@@ -100,6 +100,25 @@ def test_pieces_join_without_a_seam(dance: list[Image], tracked: PoseTrack, monk
     away = np.linalg.norm(pieces.body[..., :2] - tracked.body[..., :2], axis=2)
     assert np.median(away) < 0.5
     assert np.percentile(away, 99) < 5
+
+
+def test_irises_are_where_the_eyes_are(dance: list[Image], tracked: PoseTrack) -> None:
+    """And everything but the face is as it is without."""
+    found = MediapipeEstimator(PoseOptions(irises=True), workers=1).track(dance[:6], fps=FPS, progress=Silent())
+    assert found.face.shape == (6, 478, 3)
+    for name in ("body", "world", "hands"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(tracked, name)[:6])
+    for (outer, inner), (middle, *rim) in zip(((33, 133), (263, 362)), IRISES, strict=True):
+        corners = found.face[:, [outer, inner], :2]
+        width = np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
+        away = np.linalg.norm(found.face[:, middle, :2] - corners.mean(axis=1), axis=1)
+        assert (away < 0.4 * width).all()
+        radius = np.linalg.norm(found.face[:, rim, :2] - found.face[:, [middle], :2], axis=2)
+        assert (radius.max(axis=1) < 0.5 * width).all()
+        assert (radius > 0).all()
+    ((picture, _),) = MediapipeEstimator(PoseOptions(irises=True)).segment(dance[:1])
+    assert picture.face.shape == (1, 478, 3)
+    assert np.isfinite(picture.face).all()
 
 
 def test_a_picture_by_itself_gives_pose_and_mask(dance: list[Image]) -> None:
@@ -191,8 +210,8 @@ class Graph:
 
     open = 0
 
-    def __init__(self, *, static: bool) -> None:
-        self.static, self.last = static, None
+    def __init__(self, *, static: bool, irises: bool = False) -> None:
+        self.static, self.last, self.points = static, None, 478 if irises else 468
         Graph.open += 1
 
     def wipe(self) -> None:
@@ -220,6 +239,7 @@ class Graph:
         t = np.linspace(0, 1, 33)
         out.body[row] = np.stack([x0 + (x1 - x0) * (np.arange(33) % 2), y0 + (y1 - y0) * t, 0 * t, 1 + 0 * t], axis=1)
         out.world[row] = out.body[row, :, :3] / 100
+        out.face[row] = np.full((self.points, 3), self.last)
         return np.ones(image.shape[:2], np.float32)
 
 
@@ -260,6 +280,22 @@ def test_the_picked_person_is_followed_past_a_larger_one(graphs: type[Graph]) ->
     track = MediapipeEstimator(options).track(frames[:10], fps=FPS, progress=Silent())
     np.testing.assert_allclose(middle(track), 40 + 2 * np.arange(10), atol=1)
     assert graphs.open == 0
+
+
+@pytest.mark.parametrize("person", ["largest", "54,60"])
+def test_irises_wherever_the_person_comes_from(graphs: type[Graph], person: str) -> None:
+    """Tracked, followed past somebody else, looked for closer, and not found."""
+    frames = [scene((50, 12, 100)) for _ in range(25)]
+    frames[3] = frames[24] = scene()
+    frames[14:24] = [scene((50, 4, 100), (150, 20, 200))] * 10
+    options = PoseOptions(person=person, irises=True)
+    track = MediapipeEstimator(options, workers=2).track(frames, fps=FPS, progress=Silent())
+    assert track.face.shape == (25, 478, 3)
+    np.testing.assert_array_equal(np.isnan(track.face[:, 477, 0]), ~track.found)
+    assert {3, 24} <= set(track.missed)
+    for (found, _), seen in zip(MediapipeEstimator(options).segment(frames[:4]), (1, 1, 1, 0), strict=True):
+        assert found.face.shape == (1, 478, 3)
+        assert np.isfinite(found.face).all() == seen
 
 
 def test_missed_pictures_are_rows_of_nan(graphs: type[Graph]) -> None:

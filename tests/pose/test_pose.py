@@ -13,7 +13,7 @@ import pytest
 
 from retarget import folders, pose
 from retarget.errors import InputError, NobodyFound, UsageError, VideoError
-from retarget.pose import PoseOptions, estimate, load_motion, save_motion
+from retarget.pose import PoseOptions, cache, estimate, load_motion, save_motion
 from retarget.pose.base import empty_track
 from retarget.types import Image, PoseTrack, Progress
 
@@ -65,7 +65,7 @@ class Fake:
             count += 1
             progress.advance()
         height, width, _ = next(iter(Fake.sizes))
-        track = empty_track(count, (width, height), fps)
+        track = empty_track(count, (width, height), fps, Fake.options.points)
         seen = np.setdiff1d(np.arange(count), np.asarray(Fake.blind, int))
         track.body[seen] = (10, 20, 0, 1)
         track.world[seen] = 0
@@ -114,6 +114,22 @@ def test_other_options_and_damaged_entries_are_estimated_again(fake: type[Fake],
     assert fake.runs == 3
     estimate(example_dance, start=1.0, end=2.0)
     assert fake.runs == 3
+
+
+def test_irises_are_another_estimation(fake: type[Fake], example_dance: Path) -> None:
+    """And what was kept of whole people before there were any is found again."""
+    plain, irises = PoseOptions(), PoseOptions(irises=True)
+    assert pose._key(example_dance, fake(), plain, 0.5, None) == cache.key(
+        example_dance, "fake-1", 960, "largest", 0.5, None
+    )
+    piece = estimate(example_dance, irises, start=1.0, end=2.0)
+    assert piece.face.shape == (30, 478, 3)
+    assert estimate(example_dance, plain, start=1.0, end=2.0).face.shape == (30, 468, 3)
+    assert fake.runs == 2
+    assert estimate(example_dance, irises, start=1.0, end=2.0).face.shape == (30, 478, 3)
+    assert fake.runs == 2
+    assert pose.remaining(example_dance, irises, start=1.0, end=2.0) == 0
+    assert pose.remaining(example_dance, irises, start=1.0, end=3.0) == 60
 
 
 def test_large_pictures_are_estimated_small_and_given_back_large(

@@ -114,6 +114,16 @@ def test_joints_land_where_coco_has_them(yolo: type[FakeYOLO]) -> None:
     assert np.linalg.norm(got.world[0, [11, 12], :2].mean(0) - got.world[0, [23, 24], :2].mean(0)) == pytest.approx(0.5)
 
 
+def test_there_are_no_faces_with_or_without_irises(yolo: type[FakeYOLO]) -> None:
+    yolo.script[:] = [result([(1, 100, 50, 1.0)])]
+    frame = np.zeros((400, 600, 3), np.uint8)
+    for irises, points in ((False, 468), (True, 478)):
+        estimator = make_estimator(PoseOptions("ultralytics", irises=irises))
+        got = estimator.track([frame], fps=Fraction(10), progress=Silent())
+        assert got.face.shape == (1, points, 3)
+        assert np.isnan(got.face).all()
+
+
 def test_pictures_are_given_in_blue_green_red(yolo: type[FakeYOLO]) -> None:
     yolo.script[:] = [result([(1, 100, 50, 1.0)])]
     track()

@@ -101,6 +101,23 @@ def test_what_was_not_found_stays_unknown(film, tmp_path, monkeypatch):
     assert np.isnan(clip.track.face[..., :2]).any()
 
 
+def test_irises_are_packed_where_they_were_found(film, tmp_path, monkeypatch, puppet):
+    track = film.track
+    monkeypatch.setattr(film, "track", lambda name, size: puppet.with_irises(track(name, size)))
+    clip = packed(film, tmp_path)
+    assert clip.track.face.shape == (len(clip), 478, 3)
+    wanted = film.track("x_a", (128, 160)).scaled((64, 80)).face
+    np.testing.assert_allclose(clip.track.face[..., :2], wanted[..., :2], atol=0.51 / UNIT)
+    assert (clip.track.face[..., 2] == 0).all()
+    assert clip.gathered([0, 3]).poses.face.shape == (2, 478, 3)
+
+
+def test_heads_without_irises_are_not_gone_on_with():
+    """And people are: what decides their pictures is what it was."""
+    assert PrepareOptions().deciding == {"side": 256, "fps": 5.0, "quality": 88}
+    assert PrepareOptions(crop="head").deciding["irises"]
+
+
 def test_frames_are_kept_at_the_rate_asked_for(film, tmp_path):
     for fps, count in ((5, 24), (2.5, 12), (0.9, 0)):
         path = film.shoot(tmp_path, "x_a", count=24)

@@ -1,0 +1,97 @@
+"""Judging the references: a part that shows the others badly is taken from less gladly. Learned from each person."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..skeleton import PART, PARTS
+from .cutting import Cutouts
+from .geometry import Float, affines, inverse
+from .layout import Piece, bent, cost, sample
+
+TRUNK = (PART["head"], PART["torso"])
+FEWEST = 3
+"""References; of two, nobody knows which is the worse."""
+RIDGE = 6.0
+"""How many pairs it takes to believe half of what they say of a reference."""
+PRICE = 20.0
+"""What a mean error of 1 (black for white) costs, in units of feature distance."""
+HIGHEST = 1.5
+"""The most that a reference is handicapped or favoured by."""
+SOLID = 0.6
+"""Share of a pixel that has to be a part's own for it to be compared there."""
+SMALLEST = 20
+"""Pixels; what is smaller is not compared."""
+
+
+def judged(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Cutouts:
+    """With `handicap` told by how well each reference's limbs, hands and feet show the other references'.
+
+    Each part of each reference is moved onto each other reference and compared with what is to be seen there. Of the
+    mean absolute errors, what the price of the choice (`layout.cost`) foresees is taken off; the rest is split, part by
+    part, between who is drawn and who is drawn from (ridge regression): the latter's is its handicap. Head and torso
+    are left alone: what they are compared by is mostly light, and the head's direction matters more.
+
+    Args:
+        cutouts: of K references, without mirrored ones, at any resolution.
+        frames: (K, 3, H, W) in 0..1, the references that they were cut from.
+        own: (K, P, H, W) soft part mattes from `part_mattes`.
+    """
+    count = len(cutouts.skeleton)
+    if count < FEWEST:
+        return cutouts
+    errors, different = _errors(cutouts, frames, own)
+    handicap = np.stack([_blame(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
+    handicap[list(TRUNK)] = 0
+    return replace(cutouts, handicap=cutouts.handicap + np.clip(PRICE * handicap, -HIGHEST, HIGHEST))
+
+
+def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[Float, Float]:
+    """(P, from, onto) mean absolute errors in 0..1, and costs; NaN where there is nothing to compare."""
+    shrink, count = cutouts.shrink, len(frames)
+    size = (frames.shape[2] // shrink, frames.shape[3] // shrink)
+    errors = np.full((len(PARTS), count, count), np.nan)
+    different = np.full_like(errors, np.nan)
+    for onto in range(count):
+        pose = cutouts.skeleton.take([onto])
+        different[:, :, onto] = cost(cutouts, pose)
+        backs = inverse(affines(cutouts.skeleton, pose)[0])
+        truth = F.interpolate(frames[onto, None], size, mode="area")[0]
+        solid = F.interpolate(own[onto, None], size, mode="area")[0] > SOLID
+        for part in range(len(PARTS)):
+            ys, xs = np.nonzero(solid[part].numpy())
+            if part in TRUNK or len(ys) < SMALLEST:
+                continue
+            x0, y0, x1, y1 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+            there = truth[:, y0:y1, x0:x1]
+            y, x = torch.arange(y0, y1)[:, None] + 0.5, torch.arange(x0, x1)[None] + 0.5
+            box = (shrink * x0, shrink * y0, shrink * x1, shrink * y1)
+            for k in range(count):
+                if k == onto or not np.isfinite(backs[k, part]).all():
+                    continue
+                bend = bent(part, pose, cutouts.skeleton, k, backs[k], box)
+                piece = Piece(part, k, 1.0, backs[k, part], box, bend)
+                shown = sample(cutouts, piece, x, y, 1 / shrink)
+                # What is not drawn is as wrong as grey.
+                error = (shown[:3] + 0.5 * (1 - shown[3:]) - there).abs().mean(0)
+                errors[part, k, onto] = float(error[solid[part, y0:y1, x0:x1]].mean())
+    return errors, different
+
+
+def _blame(errors: Float) -> Float:
+    """(K,): by how much each reference's errors (from, onto) are larger than those of the others; 0 when unknown."""
+    count = len(errors)
+    known = np.isfinite(errors)
+    if known.sum() < count:
+        return np.zeros(count)
+    source, onto = np.nonzero(known)
+    rows = np.arange(len(source))
+    table = np.zeros((len(rows), 2 * count + 1))
+    table[rows, source] = table[rows, count + onto] = table[:, -1] = 1
+    ridge = np.diag([RIDGE] * count + [1e-3] * count + [0])
+    found = np.linalg.solve(table.T @ table + ridge, table.T @ errors[known])[:count]
+    return np.asarray(found - found.mean(), np.float64)
