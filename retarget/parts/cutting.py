@@ -129,7 +129,8 @@ class Cutouts:
     shrink    textures are the reference reduced by this factor.
     skeleton  the K references' skeletons, in the references' full pixels.
     shown     (K, P): share of the part that the reference really shows.
-    handicap  (P, K): what it costs to take a part from a reference, in units of feature distance, whatever the pose.
+    handicap  (K,): what it costs to take anything from a reference, in units of feature distance.
+    blame     (P, K): what it costs to take a limb from a reference that shows the others badly (`judging`).
     """
 
     textures: tuple[torch.Tensor, ...]
@@ -138,6 +139,7 @@ class Cutouts:
     skeleton: Skeleton
     shown: Float
     handicap: Float
+    blame: Float
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Cutouts:
         return replace(self, textures=tuple(t.to(device, dtype) for t in self.textures))
@@ -182,7 +184,8 @@ class Cutouts:
             self.shrink,
             self.skeleton.joined(other),
             np.concatenate([self.shown, self.shown[:, list(MIRROR_PART)]]),
-            np.concatenate([self.handicap, self.handicap[list(MIRROR_PART)] + MIRRORED], 1),
+            np.concatenate([self.handicap, self.handicap + MIRRORED]),
+            np.concatenate([self.blame, self.blame[list(MIRROR_PART)]], 1),
         )
 
 
@@ -300,7 +303,7 @@ def cut(
             alpha[..., :2] = alpha[..., -2:] = 0
             sheet[i] = torch.cat([colour, alpha], 1)[0]
         textures.append(sheet)
-    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros((len(PARTS), k)))
+    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros(k), np.zeros((len(PARTS), k)))
 
 
 def _grid(back: torch.Tensor, x0: int, y0: int, bw: int, bh: int, w: int, h: int) -> torch.Tensor:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..skeleton import PART, PARTS
+from ..skeleton import PARTS
 from .cutting import Cutouts
 from .geometry import Float, affines, inverse
-from .layout import Piece, bent, cost, sample
+from .layout import TRUNK, Piece, bent, cost, sample
 
-TRUNK = (PART["head"], PART["torso"])
 FEWEST = 3
 """References; of two, nobody knows which is the worse."""
 RIDGE = 6.0
@@ -21,7 +20,7 @@ RIDGE = 6.0
 PRICE = 20.0
 """What a mean error of 1 (black for white) costs, in units of feature distance."""
 HIGHEST = 1.5
-"""The most that a reference is handicapped or favoured by."""
+"""The most that a reference is blamed or praised for."""
 SOLID = 0.6
 """Share of a pixel that has to be a part's own for it to be compared there."""
 SMALLEST = 20
@@ -29,11 +28,11 @@ SMALLEST = 20
 
 
 def judged(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Cutouts:
-    """With `handicap` told by how well each reference's limbs, hands and feet show the other references'.
+    """With `blame` told by how well each reference's limbs, hands and feet show the other references'.
 
     Each part of each reference is moved onto each other reference and compared with what is to be seen there. Of the
     mean absolute errors, what the price of the choice (`layout.cost`) foresees is taken off; the rest is split, part by
-    part, between who is drawn and who is drawn from (ridge regression): the latter's is its handicap. Head and torso
+    part, between who is drawn and who is drawn from (ridge regression): the latter's is its blame. Head and torso
     are left alone: what they are compared by is mostly light, and the head's direction matters more.
 
     Args:
@@ -45,9 +44,9 @@ def judged(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Cutouts
     if count < FEWEST:
         return cutouts
     errors, different = _errors(cutouts, frames, own)
-    handicap = np.stack([_blame(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
-    handicap[list(TRUNK)] = 0
-    return replace(cutouts, handicap=cutouts.handicap + np.clip(PRICE * handicap, -HIGHEST, HIGHEST))
+    blame = np.stack([_blame(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
+    blame[list(TRUNK)] = 0
+    return replace(cutouts, blame=np.clip(PRICE * blame, -HIGHEST, HIGHEST))
 
 
 def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[Float, Float]:

@@ -47,8 +47,11 @@ class LayoutState:
     depth: Float
 
 
+TRUNK = (PART["head"], PART["torso"])
 JOINED = 0.6
 """What it costs two joined parts to come from different references (units of feature distance)."""
+AT_THE_NECK = 0.3
+"""The same between head and torso: which way a face looks matters more than a seam under the chin."""
 STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.5
@@ -57,11 +60,11 @@ FADE = 0.5
 
 def choose(cost: Float) -> npt.NDArray[np.intp]:
     """The reference of each part, jointly: least sum of `cost` (P, K) plus `JOINED` for each joint whose two parts come
-    from different references. Exact, by dynamic programming over the body's tree. Returns (P,)."""
+    from different references, or `AT_THE_NECK`. Exact, by dynamic programming over the body's tree. Returns (P,)."""
     total, best = cost.copy(), {}
     children = sorted((i for i, parent in enumerate(PARENT) if parent >= 0), key=lambda i: -_depth_in_tree(i))
     for i in children:
-        stay, leave = total[i], total[i].min() + JOINED
+        stay, leave = total[i], total[i].min() + (AT_THE_NECK if i == PART["head"] else JOINED)
         best[i] = (stay <= leave, int(total[i].argmin()))
         total[PARENT[i]] = total[PARENT[i]] + np.minimum(stay, leave)
     chosen = np.zeros(len(PARENT), np.intp)
@@ -81,7 +84,7 @@ def cost(cutouts: Cutouts, pose: Skeleton) -> Float:
     """What it costs to take each part from each reference, (P, K), for one pose; NaN where a part was not found.
 
     How different both look (`Skeleton.features`), what the reference does not show, what has to be stretched, and the
-    reference's handicap.
+    reference's handicap; without `Cutouts.blame`.
     """
     refs = cutouts.skeleton
     difference = pose.features[0][None] - refs.features  # (K, P, 11)
@@ -101,7 +104,14 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
     if state is not None:
         price = price - STICKY * state.mix
     # A part that was not found has no preference.
-    chosen = choose(np.nan_to_num(price))
+    price = np.nan_to_num(price)
+    chosen = choose(price)
+    if cutouts.blame.any():
+        # Head and torso stay where they are: the limbs' preferences are not theirs.
+        price = price + cutouts.blame
+        for part in TRUNK:
+            price[part] = np.where(np.arange(len(refs)) == chosen[part], 0, np.inf)
+        chosen = choose(price)
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)

@@ -182,7 +182,8 @@ def pack(path: Path, options: PrepareOptions) -> tuple[dict[str, npt.NDArray[Any
     numbers = numbers[: len(pictures)]
     masks = [mask for _, mask in estimate_images(pictures)]
     plate = background.make_plate(pictures, masks)
-    if plate.camera_moves:
+    # Of a head that is followed, what is behind it moves, and is painted with it.
+    if plate.camera_moves and options.crop == "none":
         raise InputError("the camera moves.", "Use clips of a camera at rest.")
     mattes = [background.refine_matte(p, m, plate) for p, m in zip(pictures, masks, strict=True)]
     small = [_resized(p, size) for p in pictures]

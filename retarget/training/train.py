@@ -279,7 +279,7 @@ class _Training:
         rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.integers(len(self.tasks), size=self.options.batch)
-        if self.tasks.corpus.classes:  # scenes go to their borders: they cannot be continued to a common size
+        if self.model.Ahead is None:  # whole pictures cannot be continued to a common size
             alike = [i for i, size in enumerate(self.tasks.sizes) if size == self.tasks.sizes[chosen[0]]]
             chosen = np.array(alike)[chosen % len(alike)]
         pairs = [self.model.varied(self.tasks.pair(int(i), rng), generator) for i in chosen]

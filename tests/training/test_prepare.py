@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,8 @@ def test_clips_of_no_use_are_left_out_with_a_reason(film, tmp_path, monkeypatch)
     assert (listener.total, listener.done) == (6, 6)
     assert visible(tmp_path / "corpus") == ["good_a.npz", "index.json"]
     assert json.loads((tmp_path / "corpus" / "index.json").read_text())["left_out"] == index["left_out"]
+    # What is behind a head that is followed moves.
+    assert packing.pack(shaken, replace(TINY, crop="head"))[1]["frames"] == 8
 
 
 def test_a_clip_that_became_useless_is_no_longer_in_the_corpus(film, tmp_path):

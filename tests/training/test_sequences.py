@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from retarget.models import build
+from retarget.models import base, build
 from retarget.models.base import beginning, frame_count
 from retarget.models.few_shot_vid2vid import FewShotObjective
 from retarget.training import tasks as module
 from retarget.training.corpus import Corpus
+from retarget.training.prepare import PrepareOptions, prepare
 from retarget.training.run import measure
 from retarget.training.tasks import TaskOptions, Tasks, begun, in_a_row, make
 from retarget.training.train import TrainOptions, train
@@ -100,6 +101,25 @@ def test_a_single_pair_is_drawn_without_its_task(corpus, tmp_path, monkeypatch):
 def test_fine_tuning_learns_from_single_frames(corpus):
     task = make(build(NAME, SMALL), corpus, corpus.persons("train")["carl"], 0, replace(OPTIONS, stage="meta"))
     assert all(frame_count(p.truth) is None for group in task for p in group)
+
+
+def test_a_batch_is_of_people_filmed_in_one_size(film, tmp_path, monkeypatch):
+    """The corpus holds upright pictures beside wide ones."""
+    (clips := tmp_path / "clips").mkdir()
+    for number, name in enumerate("abcd"):
+        film.shoot(clips, name, number, size=(128, 160) if name in "ab" else (176, 160))
+    (tmp_path / "table.csv").write_text("clip,split\na,val\nb,train\nc,train\nd,train\n")
+    prepare([clips], tmp_path / "corpus", PrepareOptions(side=64, fps=5, table=str(tmp_path / "table.csv")))
+    seen = []
+    monkeypatch.setattr("retarget.training.run.measure", lambda *_: {"fg_psnr": 20.0})
+    monkeypatch.setattr(base, "stacked", lambda pairs: seen.append([p.truth.rgb.shape[-1] for p in pairs]) or pairs[0])
+    options = TrainOptions(
+        "pretrain", model=NAME, config=SMALL | {"side": 32, "sequence": 1}, steps=6, batch=3, frames=(2,), draws=1,
+        side=64, device="cpu", precision="fp32",
+    )  # fmt: skip
+    train(tmp_path / "corpus", tmp_path / "run", options)
+    assert {len(set(widths)) for widths in seen} == {1}
+    assert {widths[0] for widths in seen} == {64, 70}
 
 
 @pytest.mark.slow
