@@ -605,3 +605,15 @@ def test_a_bad_limb_is_taken_from_elsewhere(puppet):
 
 def test_two_references_cannot_judge_each_other(puppet):
     assert (judged_puppet(puppet, 2, spoilt=(1, "left_upper_leg")).blame == 0).all()
+
+
+def test_a_head_is_rather_taken_from_where_no_hand_is_at_it(puppet):
+    beside, touching = puppet.body(left=(100, 100)), puppet.body(left=(300, 150))
+    made = cut_puppet(puppet, beside, touching)
+    clean = cut_puppet(puppet, beside, puppet.body(left=(100, 130)))
+    head, torso = PART["head"], PART["torso"]
+    assert made.shown[1, head] < 0.5 * clean.shown[1, head]
+    assert made.shown[0, head] == pytest.approx(clean.shown[0, head], abs=0.05)
+    assert made.shown[1, torso] > 0.5 * clean.shown[1, torso]
+    layout, _ = lay_out(made, made.skeleton.take([1]))
+    assert [piece.ref for layer in layout for piece in layer if piece.part == head] == [0]

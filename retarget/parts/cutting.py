@@ -9,13 +9,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..skeleton import MIRROR, MIRROR_PART, PARENT, PARTS
+from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
 from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, inverse, skeletons
 
 NECK = 0.5
 """How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
 stay behind where the head is bent or turned away."""
+TOUCHED = 0.6
+"""What a hand at the head takes from what its reference shows of the head, a share."""
+TOUCHING = 1.3, 1.6
+"""Distances from the head's bone, in its radii, at which a hand lies on what is cut out as the head, and beside it."""
 MIRRORED = 0.5
 """What it costs to take a part from a mirrored reference (units of feature distance)."""
 
@@ -198,6 +202,18 @@ def _crispness(frames: torch.Tensor, own: torch.Tensor) -> Float:
     return found.numpy().astype(np.float64)
 
 
+def _touched(skeleton: Skeleton) -> Float:
+    """How near a hand is to the head, (K,) in 0..1: what is cut out with a head shows in every frame."""
+    head = PART["head"]
+    a, b = skeleton.bones[:, head, 0, :2], skeleton.bones[:, head, 1, :2]
+    hands = skeleton.bones[:, [PART["left_hand"], PART["right_hand"]], :, :2].reshape(len(skeleton), 4, 2)
+    d = (b - a)[:, None]
+    s = np.clip(((hands - a[:, None]) * d).sum(-1) / np.maximum((d * d).sum(-1), 1e-6), 0, 1)
+    far = np.linalg.norm(hands - a[:, None] - s[..., None] * d, axis=-1) / (RADII[head] * skeleton.scale[:, None])
+    near, apart = TOUCHING
+    return np.asarray(np.clip((apart - np.nan_to_num(far, nan=np.inf)) / (apart - near), 0, 1).max(1), np.float64)
+
+
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of (1, C, h, w), borders repeated. OpenCV: many times faster than a convolution on a CPU."""
     picture = np.ascontiguousarray(x[0].permute(1, 2, 0).numpy())
@@ -244,6 +260,7 @@ def cut(
     shown = np.clip(shown - 0.35 * (1 - crisp / np.maximum(crisp.max(0), 1e-6)), 0, 1)
     limbs = np.array([0.0 if p in ("head", "torso") else 0.35 for p in PARTS])
     shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
+    shown[:, PART["head"]] *= 1 - TOUCHED * _touched(skeleton)
     textures, origins = [], np.zeros((len(PARTS) + 1, k, 2))
     own = torch.cat([own, own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
     core = torch.cat([core, core[:, HIPS].amax(1, keepdim=True)], 1)
