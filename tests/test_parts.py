@@ -576,7 +576,8 @@ def judged_puppet(puppet, count: int, *, spoilt: tuple[int, str] | None = None) 
         k, name = spoilt
         frames[k] = torch.where(own[k, PART[name]] > 0.3, 0.05, frames[k])
     pictures = [(255 * f).byte().permute(1, 2, 0).numpy() for f in frames]
-    return parts.judged(cutouts_of(pictures, mattes, skeleton), frames, own)
+    made = cutouts_of(pictures, mattes, skeleton)
+    return replace(made, blame=parts.blame(made, frames, own))
 
 
 def test_a_limb_that_shows_the_others_badly_is_blamed(puppet):

@@ -205,7 +205,7 @@ class Dance(RetargetModel):
         alone = np.stack([c[2] for c in cut])
         full = parts.cut(rgb, own, core, matte, alone, skeleton)
         # Half the resolution tells as much as all of it.
-        full = replace(full, blame=parts.judged(full.halved(), rgb, own).blame).with_mirrored(track)
+        full = replace(full, blame=parts.blame(full.halved(), rgb, own)).with_mirrored(track)
         half = full.halved()
         levels = tuple(c.to(references.rgb.device) for c in (full, half, half.halved()))
         plate = references.plate[item].float() / 2 + 0.5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,8 +25,8 @@ SMALLEST = 20
 """Pixels; what is smaller is not compared."""
 
 
-def judged(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Cutouts:
-    """With `blame` told by how well each reference's limbs, hands and feet show the other references'.
+def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
+    """`Cutouts.blame`, (P, K): how badly each reference's limbs, hands and feet show the other references'.
 
     Each part of each reference is moved onto each other reference and compared with what is to be seen there. Of the
     mean absolute errors, what the price of the choice (`layout.cost`) foresees is taken off; the rest is split, part by
@@ -42,11 +40,11 @@ def judged(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Cutouts
     """
     count = len(cutouts.skeleton)
     if count < FEWEST:
-        return cutouts
+        return np.zeros((len(PARTS), count))
     errors, different = _errors(cutouts, frames, own)
-    blame = np.stack([_blame(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
-    blame[list(TRUNK)] = 0
-    return replace(cutouts, blame=np.clip(PRICE * blame, -HIGHEST, HIGHEST))
+    found = np.stack([_of_source(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
+    found[list(TRUNK)] = 0
+    return np.asarray(np.clip(PRICE * found, -HIGHEST, HIGHEST), np.float64)
 
 
 def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[Float, Float]:
@@ -81,7 +79,7 @@ def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[
     return errors, different
 
 
-def _blame(errors: Float) -> Float:
+def _of_source(errors: Float) -> Float:
     """(K,): by how much each reference's errors (from, onto) are larger than those of the others; 0 when unknown."""
     count = len(errors)
     known = np.isfinite(errors)
