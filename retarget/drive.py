@@ -213,7 +213,6 @@ def movement(
 
     if subject == "scene":
         return driver(source, avatar, options, progress)
-
     mine = stored_track(stored, "track")
 
     def motion() -> Motion:

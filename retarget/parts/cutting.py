@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
-from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, inverse, skeletons
+from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, along, inverse, skeletons
 
 NECK = 0.5
 """How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
@@ -38,8 +38,7 @@ def _distances(skeleton: Skeleton, height: int, width: int) -> tuple[Float, Floa
         elif name.endswith("foot"):
             reach = 1.15
         b = a + (b - a) * reach
-        d = b[:2] - a[:2]
-        s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
+        s, far = along(x, y, a[:2], b[:2])
         depth[i] = (a[2] + s * (b[2] - a[2])) / scale
         if name == "torso":
             quad = skeleton.points[0, 1, [0, 1, 3, 2]]
@@ -47,7 +46,7 @@ def _distances(skeleton: Skeleton, height: int, width: int) -> tuple[Float, Floa
             quad = centre + (quad - centre) * (1.0, 1.05)
             near[i] = 0.9 + _outside(quad, x, y) / (RADII[i] * scale)
         else:
-            near[i] = np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]) / (RADII[i] * scale)
+            near[i] = far / (RADII[i] * scale)
         depth[i] -= FRONT[name]
     return near, depth
 
@@ -58,8 +57,7 @@ def _outside(quad: Float, x: Array, y: Array) -> Array:
     crossings = np.zeros(x.shape, bool)
     for a, b in zip(quad, np.roll(quad, -1, 0), strict=True):
         d = b - a
-        s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
-        distance = np.minimum(distance, np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]))
+        distance = np.minimum(distance, along(x, y, a, b)[1])
         with np.errstate(divide="ignore", invalid="ignore"):
             crossings ^= ((a[1] > y) != (b[1] > y)) & (x < d[0] * (y - a[1]) / d[1] + a[0])
     distance[crossings] = 0
@@ -205,11 +203,9 @@ def _crispness(frames: torch.Tensor, own: torch.Tensor) -> Float:
 def _touched(skeleton: Skeleton) -> Float:
     """How near a hand is to the head, (K,) in 0..1: what is cut out with a head shows in every frame."""
     head = PART["head"]
-    a, b = skeleton.bones[:, head, 0, :2], skeleton.bones[:, head, 1, :2]
+    a, b = (skeleton.bones[:, head, None, end, :2] for end in (0, 1))
     hands = skeleton.bones[:, [PART["left_hand"], PART["right_hand"]], :, :2].reshape(len(skeleton), 4, 2)
-    d = (b - a)[:, None]
-    s = np.clip(((hands - a[:, None]) * d).sum(-1) / np.maximum((d * d).sum(-1), 1e-6), 0, 1)
-    far = np.linalg.norm(hands - a[:, None] - s[..., None] * d, axis=-1) / (RADII[head] * skeleton.scale[:, None])
+    far = along(hands[..., 0], hands[..., 1], a, b)[1] / (RADII[head] * skeleton.scale[:, None])
     near, apart = TOUCHING
     return np.asarray(np.clip((apart - np.nan_to_num(far, nan=np.inf)) / (apart - near), 0, 1).max(1), np.float64)
 

@@ -78,6 +78,14 @@ class Skeleton:
         )  # fmt: skip
 
 
+def along(x: Float, y: Float, a: Float, b: Float) -> tuple[Float, Float]:
+    """Where points lie beside the line segments from `a` to `b` (..., 2): how far along, 0..1, and at what distance."""
+    d = b - a
+    a_x, a_y, d_x, d_y = a[..., 0], a[..., 1], d[..., 0], d[..., 1]
+    s = np.clip(((x - a_x) * d_x + (y - a_y) * d_y) / np.maximum(d_x * d_x + d_y * d_y, 1e-6), 0, 1)
+    return s, np.hypot(x - a_x - s * d_x, y - a_y - s * d_y)
+
+
 def _unit(v: Float) -> Float:
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-6)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..skeleton import PARENT, PART, PARTS
 from .cutting import Cutouts
-from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, inverse
+from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, along, inverse
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ def bent(
         weight, value = [], []
         for i in HIPS:
             a, b = pose.bones[0, i, 0, :2], pose.bones[0, i, 1, :2]
-            d = b - a
-            s = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-6), 0, 1)
-            far = np.hypot(x - a[0] - s * d[0], y - a[1] - s * d[1]) / pose.scale[0]
+            far = along(x, y, a, b)[1] / pose.scale[0]
             weight.append(np.exp(-((far / (0.16 if i == 1 else 0.12)) ** 2)) + 1e-6)
             value.append(np.einsum("ij,jyx->iyx", backs[i, :, :2], np.stack([x, y])) + backs[i, :, 2][:, None, None])
         w = np.stack(weight)
