@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from ..skeleton import BONES, PARENT, PART, PARTS
+from ..skeleton import BONES, FACE_POINTS, PARENT, PART, PARTS
 from ..types import PoseTrack
 
 Float = npt.NDArray[np.floating]
@@ -32,8 +32,6 @@ RULERS = (
 )  # fmt: skip
 # Points of the face mesh that steer the head: chin, forehead, cheeks, nose, mouth corners, eye corners.
 MESH_ANCHORS = (152, 10, 234, 454, 1, 61, 291, 33, 263)
-# Every third point of the mesh is enough for the residual field.
-MESH_FIELD = np.arange(0, 468, 3)
 # Radius (in radii of the part) around the upper end of its bone in which a part and the one it hangs on overlap.
 JOINT = {"left_upper_leg": 1.7, "right_upper_leg": 1.7, "left_upper_arm": 0.8, "right_upper_arm": 0.8, "head": 0.9}
 SKIRT = len(PARTS)
@@ -54,7 +52,7 @@ class Skeleton:
     scale    (N,): pixels per metre of the body, free of foreshortening.
     features (N, P, 11): what a part looks like from here; references are compared by it.
     visible  (N, P): 0..1.
-    face     (N, 156, 2): mesh points for the residual field; NaN where no face was found.
+    face     (N, 468, 2): the face mesh, for the residual field; NaN where no face was found.
     """
 
     bones: Float
@@ -149,7 +147,7 @@ def skeletons(track: PoseTrack) -> Skeleton:
     features[:, 0, 0:3] = 2.0 * look
     features[:, 0, 3:5] = 0.0
     features[:, 0, 5:7] = 0.5 * direction[:, 0, :2]
-    return Skeleton(bones, points, scale, features, visible, track.face[:, MESH_FIELD, :2].astype(np.float64))
+    return Skeleton(bones, points, scale, features, visible, track.face[:, :FACE_POINTS, :2].astype(np.float64))
 
 
 def affines(source: Skeleton, target: Skeleton) -> Float:

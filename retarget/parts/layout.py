@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -56,6 +57,11 @@ STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.5
 """Share of a change of reference that happens in each frame."""
+SPREAD = {PART["head"]: (0.35, 0.15, 0.07), PART["left_hand"]: (0.2,), PART["right_hand"]: (0.2,)}
+"""How far, in radii of the part, what its affine transform leaves at each point is spread; the next one spreads what
+the one before has left."""
+COARSE, FINE = 20, 48
+"""Side of `Piece.bend`, and of the head's."""
 
 
 def choose(cost: Float) -> npt.NDArray[np.intp]:
@@ -153,10 +159,11 @@ def bent(
     """`Piece.bend`: the smooth field over `box` that is added to a piece's affine transform.
 
     Head and hands: what is left between the points of the mesh or the joints after the affine transform, spread by
-    Gaussians. The skirt: the transforms of torso and upper legs, blended by the distance to their bones; far from
-    them it fades.
+    Gaussians, for the head ever finer ones: its lips and lids follow, too. Only as much as does not bend a face out of
+    shape that is seen from elsewhere. The skirt: the transforms of torso and upper legs, blended by the distance to
+    their bones; far from them it fades.
     """
-    n = 20
+    n = FINE if part == PART["head"] else COARSE
     gx = box[0] + (np.arange(n) + 0.5) * (box[2] - box[0]) / n
     gy = box[1] + (np.arange(n) + 0.5) * (box[3] - box[1]) / n
     if part == SKIRT:
@@ -171,21 +178,28 @@ def bent(
         gate = np.clip((w.max(0) - 0.15) / 0.15, 0, 1)
         w /= w.sum(0)
         return np.concatenate([np.einsum("pyx,pdyx->dyx", w, np.stack(value)) - value[0], gate[None]])
-    if part not in (PART["head"], PART["left_hand"], PART["right_hand"]):
+    if part not in SPREAD:
         return None
-    there = pose.face[0] if part == 0 else pose.points[0, part]
-    here = refs.face[k] if part == 0 else refs.points[k, part]
+    there = pose.face[0] if part == PART["head"] else pose.points[0, part]
+    here = refs.face[k] if part == PART["head"] else refs.points[k, part]
     ok = np.isfinite(there).all(1) & np.isfinite(here).all(1)
     if ok.sum() < 15:
         return None
-    residual = here[ok] - (there[ok] @ backs[part, :, :2].T + backs[part, :, 2])
-    limit = 0.25 * RADII[part] * refs.scale[k]
-    residual *= np.minimum(1, limit / np.maximum(np.linalg.norm(residual, axis=1, keepdims=True), 1e-6))
-    sigma = (0.35 if part == 0 else 0.2) * RADII[part] * pose.scale[0]
-    ex = np.exp(-0.5 * ((gx[:, None] - there[ok][None, :, 0]) / sigma) ** 2)
-    ey = np.exp(-0.5 * ((gy[:, None] - there[ok][None, :, 1]) / sigma) ** 2)
-    both = ey[:, None] * ex[None]  # (n, n, C)
-    field = (both @ residual).transpose(2, 0, 1) / (both.sum(-1) + 0.5)
+    there, here = there[ok], here[ok]
+    left = here - (there @ backs[part, :, :2].T + backs[part, :, 2])
+    radius, far = RADII[part] * refs.scale[k], np.linalg.norm(left, axis=1, keepdims=True)
+    left *= np.minimum(1, 0.25 * radius / np.maximum(far, 1e-6))
+    left *= min(1.0, 0.15 * radius / max(float(np.sqrt((left**2).mean() * 2)), 1e-6))
+    field = np.zeros((2, n, n))
+    x, y = ((there - box[:2]) * n / (np.array(box[2:]) - box[:2]) - 0.5).T.astype(np.float32)
+    for share in SPREAD[part]:
+        sigma = share * RADII[part] * pose.scale[0]
+        ex = np.exp(-0.5 * ((gx[:, None] - there[:, 0]) / sigma) ** 2)
+        ey = np.exp(-0.5 * ((gy[:, None] - there[:, 1]) / sigma) ** 2)
+        near = ey @ ex.T + 0.3  # far from all points, nothing
+        spread = np.stack([(ey * left[:, d]) @ ex.T / near for d in (0, 1)])
+        field += spread
+        left -= np.stack([cv2.remap(s, x, y, cv2.INTER_LINEAR)[:, 0] for s in spread], 1)
     return np.concatenate([field, np.ones((1, n, n))])
 
 
