@@ -1,12 +1,9 @@
-"""Faces as meshes: where a head is, how it is turned, what it expresses; one's expression on another's face. NumPy.
+"""Faces as meshes: where a head is, how it is turned, what it expresses; the head's square in the picture. NumPy.
 
 A mesh is taken apart into size, place and rotation of the head and its shape in the head's own frame (`heads`); what
-of the shape differs from the person's neutral face is the expression. `fit` puts the driver's expression and movement
-onto the avatar's neutral face: landmarks of another person are what Few-Shot Adversarial Talking Heads (§5) names as
-its limit, because a model draws the person whose proportions it is shown.
-
-A mesh may have irises (478 points instead of 468): gaze is an expression of the eyes, which is measured against their
-corners.
+of the shape differs from the person's neutral face is the expression (`motion.transferred`). `fit` puts the driver's
+expression and movement onto the avatar's neutral face: landmarks of another person are what Few-Shot Adversarial
+Talking Heads (§5) names as its limit, because a model draws the person whose proportions it is shown.
 
 The head's frame: x to the person's left, y down, z to the back of the head; origin in the middle of the firm points,
 those above the mouth; unit: their root mean square distance from there. Pictures as in `types.PoseTrack`.
@@ -23,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import NobodyFound
-from .heatmaps import FACE_CONTOURS
-from .motion import FOREHEAD, NOSE_BASE, SIDES, rotations, soft
-from .skeleton import FACE_POINTS, HAND_POINTS, IRISES, JOINTS
+from .motion import FOREHEAD, LIDS, NOSE_BASE, SIDES, neutral, rotations, soft, transferred
+from .skeleton import HAND_POINTS, IRISES, JOINTS
 from .types import Array, Image, PoseTrack
 
 Float = npt.NDArray[np.float64]
@@ -36,23 +32,11 @@ CALM: Final = 0.5
 """Sigma, in seconds, of the smoothing that squares are tracked with."""
 FEATHER: Final = 0.08
 """Share of a square's side over which it fades into the picture it is pasted into."""
-LEAST_EYE: Final = 0.02
-"""The least opening of a neutral eye, in units of the head's frame, that lids are scaled by."""
 WINDOW: Final = 256
 """Pictures whose meshes are held at a time."""
 SAMPLE: Final = 600
 """The most pictures that tell what the driver's face is like at rest."""
 _REMEDY: Final = "Use pictures that show a face, large and from the front."
-MOUTH: Final = (61, 291)
-"""The mouth's corners, right and left."""
-LIPS: Final = tuple(sorted({*FACE_CONTOURS["lips_outer"], *FACE_CONTOURS["lips_inner"]}))
-GAP: Final = (13, 14)
-"""The inner lips' middle, above and below."""
-LIDS: Final = (
-    ((33, 133), (159, 145), (246, 161, 160, 159, 158, 157, 173, 7, 163, 144, 145, 153, 154, 155)),
-    ((263, 362), (386, 374), (466, 388, 387, 386, 385, 384, 398, 249, 390, 373, 374, 380, 381, 382)),
-)
-"""Per eye, right and left: its corners, the middle of its lids, and all points of the lids."""
 FIRM: Final = (
     *(6, 168, 197, 195, 5, 4, 1, 2, 98, 327, 10, 151, 9, 8, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251, 162, 389),
     *(127, 356, 234, 454, 93, 323, 33, 133, 263, 362, 116, 345, 117, 346, 118, 347, 50, 280, 129, 358, 122, 351),
@@ -118,66 +102,6 @@ def _frame(mesh: Float) -> Float:
     z = np.cross(x, down)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     return np.stack([x, np.cross(z, x), z], axis=2)
-
-
-def neutral(shape: Float) -> Float:
-    """The neutral face (N, 3) among shapes (T, N, 3): the median of those with the mouth shut and open eyes.
-
-    Of these there are as many as are among the quarter with the least open mouths and in the half with the most open
-    eyes; if none, the former. Of a single picture nothing but itself is known.
-    """
-    shape = shape[np.isfinite(shape).all(axis=(1, 2))]
-    gap = np.linalg.norm(shape[:, GAP[0]] - shape[:, GAP[1]], axis=1)
-    eyes = np.min([np.linalg.norm(shape[:, a] - shape[:, b], axis=1) for _, (a, b), _ in LIDS], axis=0)
-    shut = gap <= np.quantile(gap, 0.25)
-    both = shut & (eyes >= np.median(eyes))
-    middle: Float = np.median(shape[both if both.any() else shut], axis=0)
-    return middle
-
-
-def transferred(shape: Float, mine: Float, theirs: Float) -> Float:
-    """The expressions of shapes (T, N, 3) of somebody with the neutral face `mine`, on the neutral face `theirs`.
-
-    Each point moves as it does in `shape`, lips by the ratio of the mouths' widths. Lids close by the same share of
-    their opening: eyes that are shut there are shut here, however large. Irises are as many eye widths from the middle
-    of the eye's corners as in `shape`, wherever `theirs` look; they stay there, in their eyes, if `shape` has none.
-
-    Returns:
-        (T, M, 3): as many points as `theirs` has.
-    """
-    moved = (shape - mine)[:, :FACE_POINTS]
-    width = [float(np.linalg.norm(face[MOUTH[0]] - face[MOUTH[1]])) for face in (theirs, mine)]
-    moved[:, LIPS] *= width[0] / max(width[1], 1e-6)
-    for corners, (above, below), lids in LIDS:
-        openings = [abs(float(face[below, 1] - face[above, 1])) for face in (theirs, mine)]
-        # Eyes that are shut in what passes for neutral tell nothing of how far they open.
-        ratio = openings[0] / openings[1] if min(openings) > LEAST_EYE else 1.0
-        around = moved[:, corners].mean(axis=1, keepdims=True)
-        moved[:, lids] = around + (moved[:, lids] - around) * ratio
-    out: Float = theirs[:FACE_POINTS] + moved
-    if len(theirs) == FACE_POINTS:
-        return out
-    for (corners, _, _), iris in zip(LIDS, map(list, IRISES), strict=True):
-        rest = theirs[iris] - _middle(theirs, corners)
-        if len(mine) > FACE_POINTS:
-            ratio = _width(theirs, corners) / max(_width(mine, corners), 1e-6)
-            own = mine[iris] - _middle(mine, corners)
-            gaze = shape[:, iris] - _middle(shape, corners)
-            # The iris is as large as theirs.
-            rest = ratio * (gaze - own + own[:1]) + rest - rest[:1]
-        out = np.concatenate([out, _middle(out, corners) + np.broadcast_to(rest, (len(out), len(iris), 3))], axis=1)
-    return out
-
-
-def _middle(face: Float, corners: Sequence[int]) -> Float:
-    """(..., 1, 3): the middle of an eye's corners in meshes (..., N, 3)."""
-    middle: Float = face[..., list(corners), :].mean(axis=-2, keepdims=True)
-    return middle
-
-
-def _width(face: Float, corners: Sequence[int]) -> float:
-    """Of an eye of one mesh."""
-    return float(np.linalg.norm(face[corners[0]] - face[corners[1]]))
 
 
 class Driver(Protocol):

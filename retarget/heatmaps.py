@@ -19,29 +19,13 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from .skeleton import BONES, FACE_JOINTS, IRISES, PARTS, REFINED_POINTS, J
+from .skeleton import BONES, FACE_CONTOURS, FACE_JOINTS, IRISES, PARTS, REFINED_POINTS, J
 
 POSE_CHANNELS: Final = 15
 WINDOW: Final = 3
 """Poses stacked for temporal smoothness: K = 3 (DDG §4.2)."""
 VISIBLE: Final = 0.2
 """Joints with less visibility count as not found."""
-
-FACE_CONTOURS: Final[dict[str, tuple[int, ...]]] = {
-    "oval": (
-        10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-        152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10,
-    ),
-    "lips_outer": (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185, 61),
-    "lips_inner": (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191, 78),
-    "left_eye": (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466, 263),
-    "right_eye": (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246, 33),
-    "left_brow_lower": (276, 283, 282, 295, 285),
-    "left_brow_upper": (300, 293, 334, 296, 336),
-    "right_brow_lower": (46, 53, 52, 65, 55),
-    "right_brow_upper": (70, 63, 105, 66, 107),
-}  # fmt: skip
-"""Polylines of the face mesh that outline the face and its features; closed ones repeat their first point."""
 
 _C = FACE_CONTOURS
 FACE_LINES: Final[tuple[tuple[tuple[float, float, float], tuple[tuple[int, ...], ...]], ...]] = (

@@ -107,3 +107,19 @@ MIRROR_PART: Final[tuple[int, ...]] = tuple(
 
 PARENT: Final[tuple[int, ...]] = (1, -1, 1, 1, 2, 3, 1, 1, 6, 7, 4, 5, 8, 9)
 """Per part, the part it is joined to; -1 for the torso, the root."""
+
+FACE_CONTOURS: Final[dict[str, tuple[int, ...]]] = {
+    "oval": (
+        10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+        152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10,
+    ),
+    "lips_outer": (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185, 61),
+    "lips_inner": (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191, 78),
+    "left_eye": (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466, 263),
+    "right_eye": (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246, 33),
+    "left_brow_lower": (276, 283, 282, 295, 285),
+    "left_brow_upper": (300, 293, 334, 296, 336),
+    "right_brow_lower": (46, 53, 52, 65, 55),
+    "right_brow_upper": (70, 63, 105, 66, 107),
+}  # fmt: skip
+"""Polylines of the face mesh that outline the face and its features; closed ones repeat their first point."""

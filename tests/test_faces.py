@@ -1,113 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_faces import a_face, gaze, looking, seen, talking, track, turned, with_irises
 
 from retarget import faces
 from retarget.errors import NobodyFound
-from retarget.faces import (
-    FIRM,
-    GAP,
-    LIDS,
-    LIPS,
-    MOUTH,
-    boxes,
-    calm,
-    cut,
-    fit,
-    heads,
-    neutral,
-    paste,
-    transferred,
-    typical,
-)
+from retarget.faces import FIRM, boxes, calm, cut, fit, heads, paste, typical
+from retarget.motion.expression import GAP
 from retarget.pose import PoseOptions, estimate
-from retarget.skeleton import IRISES
-from retarget.types import PoseTrack
 
 HEADS = Path(__file__).parent.parent.parent / "shared/clips/heads"
-
-
-def a_face(seed: int = 0) -> np.ndarray:
-    """(468, 3): a made-up face that looks straight into the camera, about 2 wide, with mouth and eyes; all faces have
-    the same points in other proportions."""
-    u, v = np.random.default_rng(99).uniform(-1.2, 1.2, (2, 468))
-    rng = np.random.default_rng(seed)
-    mesh = np.stack([np.sin(u), 1.3 * np.sin(v), -np.cos(u) * np.cos(v)], axis=1)
-    mesh[[234, 454, 10, 2, 152]] = [(-1, 0, 0), (1, 0, 0), (0, -1.2, -0.5), (0, 0.2, -0.6), (0, 1.3, -0.3)]
-    wide = rng.uniform(0.3, 0.4)
-    for n, point in enumerate(LIPS):
-        angle = 2 * np.pi * n / len(LIPS)
-        mesh[point] = (wide * np.cos(angle), 0.6 + 0.1 * np.sin(angle), -0.8)
-    mesh[MOUTH[0]], mesh[MOUTH[1]] = (-wide, 0.6, -0.75), (wide, 0.6, -0.75)
-    mesh[GAP[0]], mesh[GAP[1]] = (0, 0.59, -0.85), (0, 0.61, -0.85)
-    open_by = rng.uniform(0.06, 0.12)
-    for side, (corners, (above, below), lids) in zip((-1, 1), LIDS, strict=True):
-        for n, point in enumerate(lids):
-            x = 0.4 * side + 0.25 * (n % 7 / 6 - 0.5)
-            mesh[point] = (x, -0.2 + open_by * (-0.3 if n < 7 else 0.3), -0.8)
-        mesh[above], mesh[below] = (0.4 * side, -0.2 - open_by / 2, -0.8), (0.4 * side, -0.2 + open_by / 2, -0.8)
-        mesh[corners[0]], mesh[corners[1]] = (0.6 * side, -0.2, -0.75), (0.2 * side, -0.2, -0.75)
-    return mesh * (rng.uniform(0.95, 1.05), rng.uniform(0.9, 1.1), 1)
-
-
-def with_irises(face: np.ndarray, radius: float = 0.06) -> np.ndarray:
-    """(478, 3): the face looking straight ahead; its irises lie before its eyes' corners."""
-    rim = radius * np.array([(0, 0, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), (0, 1, 0)])
-    rim += (0, 0.01, -0.05)
-    eyes = [face[list(corners)].mean(0) + rim for corners, _, _ in LIDS]
-    return np.concatenate([face, *eyes])
-
-
-def looking(face: np.ndarray, x: float, y: float = 0.0) -> np.ndarray:
-    """The eyes turned by so many of their widths, to the person's left and down."""
-    out = face.copy()
-    for (corners, _, _), iris in zip(LIDS, IRISES, strict=True):
-        out[list(iris), :2] += np.array([x, y]) * np.linalg.norm(face[corners[0]] - face[corners[1]])
-    return out
-
-
-def gaze(face: np.ndarray) -> np.ndarray:
-    """(..., 2 eyes, 3): from the middle of an eye's corners to its iris in widths of the eye, of meshes (..., 478, 3)
-    that look into the camera."""
-    eyes = []
-    for (corners, _, _), iris in zip(LIDS, IRISES, strict=True):
-        a, b = face[..., corners[0], :], face[..., corners[1], :]
-        eyes.append((face[..., iris[0], :] - (a + b) / 2) / np.linalg.norm(a - b, axis=-1, keepdims=True))
-    return np.stack(eyes, axis=-2)
-
-
-def turned(yaw: float = 0, pitch: float = 0, roll: float = 0) -> np.ndarray:
-    a, b, c = np.radians([yaw, pitch, roll])
-    x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
-    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return y @ x @ z
-
-
-def talking(face: np.ndarray, opened: float) -> np.ndarray:
-    """The mouth open by so much more."""
-    out = face.copy()
-    out[GAP[0], 1] -= opened / 2
-    out[GAP[1], 1] += opened / 2
-    return out
-
-
-def track(*meshes: np.ndarray, size=(200, 240), fps: int = 25) -> PoseTrack:
-    n = len(meshes)
-    body = np.full((n, 33, 4), 100, np.float32)
-    return PoseTrack(
-        body, body[..., :3], np.stack(meshes).astype(np.float32), np.full((n, 2, 21, 3), np.nan, np.float32), size,
-        Fraction(fps),
-    )  # fmt: skip
-
-
-def seen(mesh: np.ndarray, rotation: np.ndarray | None = None, scale: float = 40, at=(100, 120, 0)) -> np.ndarray:
-    return scale * mesh @ (np.eye(3) if rotation is None else rotation).T + at
 
 
 # ------------------------------------------------------------------------------------------------ heads
@@ -141,81 +47,7 @@ def test_speech_does_not_turn_the_head():
     np.testing.assert_allclose(found.rotation[2], found.rotation[0], atol=1e-9)
 
 
-def test_the_neutral_face_is_the_one_that_is_silent():
-    face = a_face()
-    shapes = np.stack([talking(face, x) for x in (0.3, 0.01, 0.4, 0.0, 0.5, 0.3, 0.02, 0.35)])
-    shapes[3, LIDS[0][1][0], 1] += 0.05  # a blink
-    shapes = np.concatenate([shapes, np.full((1, 468, 3), np.nan)])
-    np.testing.assert_allclose(neutral(shapes), talking(face, 0.01), atol=1e-9)
-    np.testing.assert_allclose(neutral(shapes[:1]), shapes[0])
-
-
 # ------------------------------------------------------------------------------------------------ fitting
-
-
-def test_expressions_on_ones_own_face_stay_what_they_are():
-    face = a_face()
-    shapes = face + np.random.default_rng(1).normal(0, 0.02, (5, 468, 3))
-    np.testing.assert_allclose(transferred(shapes, face, face), shapes, atol=1e-12)
-
-
-def test_mouths_and_eyes_of_other_sizes():
-    mine, theirs = a_face(1), a_face(2)
-    shut = mine.copy()
-    for corners, _, lids in LIDS:
-        shut[list(lids), 1] = mine[list(corners), 1].mean()
-    out = transferred(np.stack([shut, talking(mine, 0.2)]), mine, theirs)
-    for _, (above, below), _ in LIDS:
-        assert out[0, below, 1] == pytest.approx(out[0, above, 1], abs=1e-9)
-        assert theirs[below, 1] - theirs[above, 1] > 0.05
-    width = [np.linalg.norm(f[MOUTH[0]] - f[MOUTH[1]]) for f in (theirs, mine)]
-    gap, rest = (face[GAP[1], 1] - face[GAP[0], 1] for face in (out[1], theirs))
-    assert gap - rest == pytest.approx(0.2 * width[0] / width[1])
-    other = [n for n in range(468) if n not in LIPS]
-    np.testing.assert_allclose(out[1][other], theirs[other])
-
-
-def test_irises_of_ones_own_stay_where_they_are():
-    face = with_irises(a_face())
-    shapes = face + np.random.default_rng(1).normal(0, 0.02, (5, 478, 3))
-    np.testing.assert_allclose(transferred(shapes, face, face), shapes, atol=1e-12)
-
-
-@pytest.mark.parametrize("x", [-0.3, 0.2])
-@pytest.mark.parametrize("aside", [0.0, 0.25])
-def test_eyes_look_as_far_in_other_eyes(x, aside):
-    """By shares of their width, wherever the avatar's pictures look; the iris keeps its own size."""
-    mine, theirs = with_irises(a_face(1), 0.06), with_irises(a_face(2), 0.04)
-    theirs[[33, 263], 0] *= 1.3  # wider eyes
-    out = transferred(looking(mine, x, 0.1)[None], mine, looking(theirs, aside))
-    assert out.shape == (1, 478, 3)
-    np.testing.assert_allclose(gaze(out)[0], gaze(looking(mine, x, 0.1)), atol=1e-9)
-    for iris in IRISES:
-        np.testing.assert_allclose(np.ptp(out[0, list(iris), 0]), 0.08, atol=1e-9)
-    rest = [n for n in range(468) if n not in LIPS]
-    np.testing.assert_allclose(out[0][rest], theirs[rest])
-
-
-def test_eyes_that_shut_go_on_looking():
-    mine, theirs = with_irises(a_face(1)), with_irises(a_face(2))
-    shut = looking(mine, 0.3)
-    for corners, _, lids in LIDS:
-        shut[list(lids), 1] = mine[list(corners), 1].mean()
-    out = transferred(shut[None], mine, theirs)
-    bare = transferred(shut[None, :468], mine[:468], theirs[:468])
-    np.testing.assert_allclose(out[0, :468], bare[0])
-    np.testing.assert_allclose(gaze(out)[0] - gaze(mine), [(0.3, 0, 0)] * 2, atol=1e-9)
-
-
-def test_irises_on_one_side_only():
-    """A driver without leaves the avatar's at rest; an avatar without gets none."""
-    mine, theirs = with_irises(a_face(1)), with_irises(a_face(2))
-    said = talking(mine, 0.2)
-    out = transferred(said[None, :468], mine[:468], looking(theirs, 0.1))
-    assert out.shape == (1, 478, 3)
-    np.testing.assert_allclose(gaze(out)[0], gaze(looking(theirs, 0.1)), atol=1e-9)
-    none = transferred(said[None], mine, theirs[:468])
-    np.testing.assert_allclose(none, out[:, :468])
 
 
 def test_gaze_does_not_depend_on_where_the_head_turns():

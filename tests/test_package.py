@@ -187,13 +187,13 @@ def outer_imports(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "users"),
     [
-        ("subprocess", {"video"}),  # the only module that starts ffmpeg
+        ("subprocess", {"video.process"}),  # the only module that starts ffmpeg
         ("huggingface_hub", {"weights"}),
         ("mediapipe", {"pose.mediapipe", "metrics", "doctor"}),
         ("ultralytics", {"pose.ultralytics"}),
         ("typer", {"cli"}),
         ("rich", {"console"}),
-        ("imageio_ffmpeg", {"video", "doctor"}),
+        ("imageio_ffmpeg", {"video.process", "doctor"}),
         ("platformdirs", {"folders"}),
         ("safetensors", {"avatar", "checkpoint", "weights", "training.run", "training.tasks"}),
         ("multiprocessing", {"training.prepare", "training.tasks"}),

@@ -27,7 +27,9 @@ from retarget.models import MODELS, build
 from retarget.models.dance import Dance
 from retarget.pose import estimate, save_motion
 from retarget.types import Silent
-from retarget.video import open_reader, open_segments, open_writer, probe, read_metadata, timestamps
+from retarget.video import open_reader, open_segments, open_writer, probe, read_metadata, reading, segments, timestamps
+from retarget.video.encoding import Encoder
+from retarget.video.process import unwritable
 
 FRAMES, SEGMENT = 22, 6
 CPU = {"device": "cpu", "precision": "fp32", "size": 64}
@@ -81,7 +83,7 @@ def _loaded_once(loaded: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short videos have many segments."""
-    monkeypatch.setattr(video, "SEGMENT", SEGMENT)
+    monkeypatch.setattr(segments, "SEGMENT", SEGMENT)
 
 
 @pytest.fixture
@@ -372,16 +374,16 @@ def test_joints_neither_add_nor_lose_nor_shift_a_frame(tmp_path, short, suffix, 
 
 def test_an_encoder_that_fails_is_told_and_leaves_what_is_finished(tmp_path, short, monkeypatch):
     picture = np.zeros((64, 64, 3), np.uint8)
-    finish, calls = video._Encoder.finish, 0
+    finish, calls = Encoder.finish, 0
 
     def fail(self):
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise video._failed(self.path, self.film.out, "No space left on device")
+            raise unwritable(self.path, self.film.out, "No space left on device")
         finish(self)
 
-    monkeypatch.setattr(video._Encoder, "finish", fail)
+    monkeypatch.setattr(Encoder, "finish", fail)
     done: list[int] = []
 
     def run() -> None:
@@ -465,13 +467,13 @@ def test_a_piece_is_read_without_decoding_all_before(example_dance, tmp_path, mo
         check=True,
     )
     started: list[list[str]] = []
-    process = video._Process
+    process = reading.Process
 
     def watched(arguments, *, feed):
         started.append(list(arguments))
         return process(arguments, feed=feed)
 
-    monkeypatch.setattr(video, "_Process", watched)
+    monkeypatch.setattr(reading, "Process", watched)
     with open_reader(long, start=100.0, skip=50) as frames:
         first = next(frames)
     with open_reader(long) as frames:
@@ -492,9 +494,10 @@ def test_a_piece_is_read_without_decoding_all_before(example_dance, tmp_path, mo
 
 RUN = """
 import sys
-from retarget import cli, video
+from retarget import cli
 from retarget.pose import cache, mediapipe
-video.SEGMENT, cache.BLOCK, mediapipe.CHUNK = 12, 40, 20
+from retarget.video import segments
+segments.SEGMENT, cache.BLOCK, mediapipe.CHUNK = 12, 40, 20
 sys.exit(cli.main(sys.argv[1:]))
 """
 """The command, with short segments, so that a short video has many."""

@@ -199,7 +199,7 @@ def test_what_is_kept_of_a_street(avatars, street):
 
 def test_an_interrupted_drive_goes_on(avatars, tmp_path, monkeypatch):
     """Killed in its second segment, and run again: the same video to the bit, and only the rest is drawn."""
-    module, segments = importlib.import_module("retarget.rendering"), importlib.import_module("retarget.video")
+    module, segments = importlib.import_module("retarget.rendering"), importlib.import_module("retarget.video.segments")
     monkeypatch.setattr(segments, "SEGMENT", 4)
     write(tmp_path, range(37, 46), pictures=False)
     whole = read(drive(avatars[40], tmp_path / "maps", tmp_path / "whole.mp4", **CPU))

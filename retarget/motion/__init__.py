@@ -14,6 +14,7 @@
       tree       bone vectors get the avatar's lengths; legs that are not seen
       attitude   how the driver's head is turned, from face mesh or joints
       placing    floor, jumps, the way sideways
+      expression what the driver's face does, on the avatar's
     movement   Movement
     turning    rotations and angles
     base       what these share: groups of joints, soft limits
@@ -21,6 +22,7 @@
 
 from .base import soft
 from .body import body_of
+from .expression import LIDS, neutral, transferred
 from .fitting import fit, scale_to
 from .gaps import fill_gaps
 from .head import FOREHEAD, NOSE_BASE, SIDES
@@ -30,14 +32,17 @@ from .turning import rotations
 
 __all__ = [
     "FOREHEAD",
+    "LIDS",
     "NOSE_BASE",
     "SIDES",
     "Movement",
     "body_of",
     "fill_gaps",
     "fit",
+    "neutral",
     "rotations",
     "scale_to",
     "smooth",
     "soft",
+    "transferred",
 ]

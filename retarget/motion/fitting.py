@@ -20,6 +20,7 @@ from ..types import Array, PoseTrack, Progress, Silent
 from .attitude import Meshes, attitude
 from .base import SHOULDERS, WRISTS, XY, Float, row_blocks, soft
 from .body import BONE, Body, body_of
+from .expression import Expressions
 from .gaps import fill
 from .placing import nearest, place_of
 from .smoothing import gauss
@@ -31,7 +32,8 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     """The driver's motion danced by the avatar's body in the avatar's place (`--align auto`).
 
     - Bones get the avatar's lengths; directions and foreshortening stay the driver's. The head is the avatar's own
-      (joints and face mesh), turned like the driver's, as far as the avatar was seen to turn and 35 degrees more.
+      (joints and face mesh), with the driver's expression, turned like the driver's, as far as the avatar was seen to
+      turn and 35 degrees more.
     - The lowest point of the body is as high above the avatar's floor, in leg lengths, as the driver's above theirs.
       Without the avatar's feet the shoulders take the floor's place.
     - Steps sideways keep their length in body sizes; the travel is shifted or compressed when the body would leave
@@ -47,8 +49,8 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     body = body if body.size == size else body.scaled(size)
     if not track.found.any():
         return replace(track, size=size)
-    fitted = fit_piecewise(track, Meshes.of(track.face, body.face), body, progress or Silent())
-    face, hands = fitted.details(slice(None), track.hands)
+    fitted = fit_piecewise(track, Meshes.of(track.face, body.face), track.face, body, progress or Silent())
+    face, hands = fitted.details(slice(None), track.face, track.hands)
     return replace(track, body=fitted.body, world=fitted.world(track.world), face=face, hands=hands, size=size)
 
 
@@ -56,17 +58,17 @@ class Fitted(NamedTuple):
     """What `fit` makes of a track: small at once, large a piece at a time.
 
     body     (T, 33, 4).
-    details  some pictures, and the driver's hands there (n, 2, 21, 3) → face meshes, as the avatar's, and hands.
+    details  some pictures, and the driver's face meshes and hands there, (n, N, 3) and (n, 2, 21, 3) → the avatar's.
     world    the driver's world coordinates (T, 33, 3) → the fitted ones.
     """
 
     body: Array
-    details: Callable[[slice, Array], tuple[Array, Array]]
+    details: Callable[[slice, Array, Array], tuple[Array, Array]]
     world: Callable[[Array], Array]
 
 
-def fit_piecewise(track: PoseTrack, meshes: Meshes, body: Body, say: Progress) -> Fitted:
-    """See `fit`; of the track the body and the world coordinates are looked at."""
+def fit_piecewise(track: PoseTrack, meshes: Meshes, faces: Array, body: Body, say: Progress) -> Fitted:
+    """See `fit`; of the track the body and the world coordinates are looked at. `faces`: some of its face meshes."""
     mine, fps = body_of(replace(track, face=unknown(len(track), FACE_POINTS))), float(track.fps)
     ratio = _ratios(body, mine)
     points = track.body[..., :3]
@@ -103,12 +105,14 @@ def fit_piecewise(track: PoseTrack, meshes: Meshes, body: Body, say: Progress) -
         own[:, LOWER[name], 3] = body.rest[LOWER[name], 3]
     before, after = (xyz[:, WRISTS, None].astype(np.float64) * XY for xyz in (points, posed))
 
-    def details(rows: slice, hands: Array) -> tuple[Array, Array]:
+    expressions = None if body.face is None else Expressions(body.face, faces)
+
+    def details(rows: slice, face: Array, hands: Array) -> tuple[Array, Array]:
         hand = ratio[BONE["lower_arm"]] * grow[rows, None]
         hands = ((hands - before[rows]) * hand + after[rows]).astype(np.float32)
-        if body.face is None:
+        if expressions is None:
             return np.full((len(hands), FACE_POINTS, 3), np.nan, np.float32), hands
-        mesh = shown[rows] * np.einsum("tij,nj->tni", turned[rows], body.face.astype(np.float64)) + ear[rows] * XY
+        mesh = shown[rows] * np.einsum("tij,tnj->tni", turned[rows], expressions(face)) + ear[rows] * XY
         return np.where(visible[rows, None, None], mesh, np.nan).astype(np.float32), hands
 
     def world(metres: Array) -> Array:

@@ -23,6 +23,8 @@ from .smoothing import calmed, scale_of, smooth
 
 WINDOW: Final = 256
 """Pictures whose face meshes are made at a time."""
+SAMPLE: Final = 600
+"""The most pictures, or a few more, that tell what the driver's face is like at rest."""
 SETTLED: Final = 4.0
 """Seconds after which the filter of `smooth` has forgotten what was before: to 2e-8 at its slowest cut-off, 0.7 Hz."""
 
@@ -63,12 +65,16 @@ class Movement:
         self._track = smooth(filled, self._strength)
         self._anchors = tuple(t.body[:, (NOSE, *WRISTS), :3] * XY for t in (filled, self._track))
         del motion, filled  # as much again as is needed from here on
-        self._details: Callable[[slice, Array], tuple[Array, Array]] | None = None
+        self._details: Callable[[slice, Array, Array], tuple[Array, Array]] | None = None
         if body is not None and self._track.found.any():
             body = body if body.size == self.size else body.scaled(self.size)
-            meshes = [Meshes.of(self._driver_face(rows), body.face) for rows in row_blocks(len(self), WINDOW)]
+            meshes, some = [], []
+            for rows in row_blocks(len(self), WINDOW):
+                face = self._driver_face(rows)
+                meshes.append(Meshes.of(face, body.face))
+                some.append(face[:: -(-len(self) // SAMPLE)])
             joined = Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
-            fitted = fit_piecewise(self._track, joined, body, progress or Silent())
+            fitted = fit_piecewise(self._track, joined, np.concatenate(some), body, progress or Silent())
             self._track, self._details = replace(self._track, body=fitted.body, size=self.size), fitted.details
         # No model looks at it.
         self._track = replace(self._track, world=unknown(len(self), len(JOINTS)))
@@ -104,12 +110,12 @@ class Movement:
         known, track = self._window
         if track is None or known != number:
             rows = slice(number * WINDOW, (number + 1) * WINDOW)
-            track, hands = self._track.select(rows), self._driver_hands(rows)
+            track, face, hands = self._track.select(rows), self._driver_face(rows), self._driver_hands(rows)
             if self._details is not None:
-                face, hands = self._details(rows, hands)
+                face, hands = self._details(rows, face, hands)
                 track = replace(track, face=face, hands=hands)
             else:
-                track = scale_to(replace(track, face=self._driver_face(rows), hands=hands), self.size)
+                track = scale_to(replace(track, face=face, hands=hands), self.size)
             self._window = number, track
         return track
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from reliability.conftest import number_of, numbered
 
-from retarget import video
 from retarget.types import Image
-from retarget.video import VideoInfo, open_reader, open_writer, probe, timestamps
+from retarget.video import VideoInfo, colour, open_reader, open_writer, probe, timestamps
+from retarget.video.packets import Table
 
 SECTION = "3. Odd clocks and geometry"
 COLOURS = [
@@ -259,7 +259,7 @@ def test_colours_of_a_round_trip(make: Callable[..., bytes], tmp_path: Path, opt
     assert np.abs(as_players_show(out, make) - source).max() <= 2
 
 
-@pytest.mark.skipif(not video._has_zscale(), reason="this ffmpeg has no zscale")
+@pytest.mark.skipif(not colour._has_zscale(), reason="this ffmpeg has no zscale")
 @pytest.mark.reliability(
     SECTION, "high dynamic range (BT.2020, PQ or HLG), tags partly missing", "grey stays grey, in order"
 )
@@ -309,9 +309,9 @@ def test_through_drive(
 
 @pytest.mark.reliability(SECTION, "one time for several frames (damaged files)", "every frame, times that increase")
 def test_times_that_do_not_increase(counted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = video._Table.parse
+    true = Table.parse
 
-    def damaged(text: str) -> video._Table:
+    def damaged(text: str) -> Table:
         table = true(text)
         for row in (7, 8, 9):
             table.rows[0][row] = replace(table.rows[0][row], pts=table.rows[0][6].pts)
@@ -319,9 +319,9 @@ def test_times_that_do_not_increase(counted: Path, tmp_path: Path, monkeypatch: 
 
     source = tmp_path / "source.mp4"
     source.write_bytes(counted.read_bytes())
-    monkeypatch.setattr(video._Table, "parse", staticmethod(damaged))
+    monkeypatch.setattr(Table, "parse", staticmethod(damaged))
     info = probe(source)
-    monkeypatch.setattr(video._Table, "parse", staticmethod(true))
+    monkeypatch.setattr(Table, "parse", staticmethod(true))
     assert info.frames == 30
     assert info.variable
     times = timestamps(source)

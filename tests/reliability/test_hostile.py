@@ -29,7 +29,7 @@ from retarget.video import is_image, open_reader, open_writer, probe, read_image
 SECTION = "4. Hostile input"
 Run = Callable[..., Any]
 CPU = ("--device", "cpu")
-PACKAGE = Path(video.__file__).parent
+PACKAGE = Path(folders.__file__).parent
 
 
 # ------------------------------------------------------------------------------------------------ files pointing else

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +75,8 @@ def run(home: Path, out: Path, *words: object) -> Used:
     command = [sys.executable, "-m", "retarget", *map(str, words), "--quiet"]
     with subprocess.Popen(command, env=os.environ | ours) as process:
         while process.poll() is None:
-            try:
+            with suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
                 most = max(most, memory(process.pid))
-            except (FileNotFoundError, ProcessLookupError):  # one has just ended
-                pass
             seen.append(sizes(home))
             time.sleep(0.5)
     assert process.returncode == 0
