@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -468,6 +469,43 @@ def test_nothing_is_drawn_of_a_person_outside_of_the_picture(puppet):
         rgb, alpha, _ = drawn(made, skeletons(puppet.track(puppet.body(at=at))))
         assert not rgb.any()
         assert not alpha.any()
+
+
+def head_field(puppet, moved):
+    """What is added to a head's affine transform where its mesh is displaced, `moved`: (N, 2) of (N, 2), in head radii.
+
+    Returns (at the points of the mesh (N, 2), what would be right (N, 2)), in head radii.
+    """
+    track = puppet.track(puppet.body(scale=800, at=(600, 900)), size=(1200, 1800), details=True)
+    radius, middle = 0.11 * skeletons(track).scale[0], track.face[0, :, :2].mean(0)
+    face = track.face.copy()
+    face[0, :, :2] += radius * moved((face[0, :, :2] - middle) / radius)
+    here, there = skeletons(track), skeletons(replace(track, face=face))
+    back = inverse(affines(here, there)[0])[0]
+    corner = track.face[0, :, :2].min(0) - 20
+    box = (*corner.astype(int), *(track.face[0, :, :2].max(0) + 20).astype(int))
+    field = laying_out.bent(PART["head"], there, here, 0, back, box)
+    assert field.shape[0] == 3
+    x, y = there.face[0].T
+    cells = [
+        (v - low) * field.shape[1] / (high - low) - 0.5 for v, low, high in ((x, box[0], box[2]), (y, box[1], box[3]))
+    ]
+    at = np.stack([cv2.remap(f, *(c.astype(np.float32) for c in cells), cv2.INTER_LINEAR)[:, 0] for f in field[:2]], 1)
+    right = here.face[0] - (there.face[0] @ back[0, :, :2].T + back[0, :, 2])
+    return at / radius, right / radius
+
+
+def test_a_head_follows_its_mesh_down_to_the_lips(puppet):
+    mouth = np.array([0, 0.3])
+    at, right = head_field(puppet, lambda p: [0, 0.1] * np.exp(-((p - mouth) ** 2).sum(1, keepdims=True) / 2 / 0.15**2))
+    assert np.abs(right).max() > 0.08
+    assert np.abs(at - right).max() < 0.3 * np.abs(right).max()
+
+
+def test_no_face_is_bent_out_of_shape(puppet):
+    at, right = head_field(puppet, lambda p: 0.5 * np.cos(5 * p))
+    assert np.sqrt((right**2).sum(1).mean()) > 0.3
+    assert np.sqrt((at**2).sum(1).mean()) < 0.16
 
 
 # ------------------------------------------------------------------------------------------------ over time
