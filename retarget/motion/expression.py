@@ -33,8 +33,6 @@ LIDS: Final = (
     ((263, 362), (386, 374), (466, 388, 387, 386, 385, 384, 398, 249, 390, 373, 374, 380, 381, 382)),
 )
 """Per eye, right and left: its corners, the middle of its lids, and all points of the lids."""
-
-
 MOBILE: Final = (*LIPS, *(n for _, _, lids in LIDS for n in lids), *BROWS, CHIN)
 """What speech, smiles and blinks move most."""
 REACH: Final = 0.25
