@@ -21,7 +21,7 @@ class Meshes(NamedTuple):
     found   (T,) bool: the pictures that have one.
     turn    (T, 3, 3) rotations relative to the avatar's template.
     middle  (T, 3) mean of the firm points, float64.
-    spread  (T,) root of their summed squared distances from it.
+    spread  (T,) their root mean square distance from it.
     """
 
     found: Mask
@@ -38,7 +38,7 @@ class Meshes(NamedTuple):
         firm = firm_points(template.astype(np.float64))
         mesh = face[:, firm].astype(np.float64)
         middle = mesh.mean(axis=1)
-        spread = np.sqrt(((mesh - middle[:, None]) ** 2).sum(axis=(1, 2)))
+        spread = np.sqrt(((mesh - middle[:, None]) ** 2).sum(axis=2).mean(axis=1))
         return Meshes(found, rotations(template[firm].astype(np.float64), mesh), middle, spread)
 
 
@@ -59,7 +59,7 @@ def attitude(track: PoseTrack, meshes: Meshes, body: Body, fps: float) -> tuple[
     if body.face is None or not has_mesh.any():
         return coarse, ear, has_mesh
     template = body.face[firm_points(body.face.astype(np.float64))].astype(np.float64)
-    size = np.nanmedian(meshes.spread) / np.sqrt(((template - template.mean(axis=0)) ** 2).sum())
+    size = np.nanmedian(meshes.spread) / np.sqrt(((template - template.mean(axis=0)) ** 2).sum(axis=1).mean())
     steady = meshes.middle - size * fine @ template.mean(axis=0)
     steady[:, 2] = ear[:, 2]
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..skeleton import FACE_CONTOURS, FACE_POINTS, IRISES
 from ..types import Array
-from .head import CHIN, firm_points
-from .turning import rotations
+from .attitude import Meshes
+from .head import CHIN
 
 Double = npt.NDArray[np.float64]
 
@@ -54,10 +54,8 @@ class Expressions:
             template: (N, 3) the avatar's face mesh at rest, from the front, in pixels.
             some: (T, M, 3) the driver's, in pictures of all kinds; NaN where no face was found.
         """
-        self._template = template.astype(np.float64)
-        self._firm = firm_points(self._template)
-        self._middle, self._size = (x[0] for x in self._measured(self._template[None]))
-        self._theirs = (self._template - self._middle) / self._size
+        self._template, self._size = template, float(Meshes.of(template[None], template).spread[0])
+        self._theirs = self._shapes(template[None])[0][0]
         apart = np.linalg.norm(self._theirs[:, None] - self._theirs[list(MOBILE)], axis=2).min(axis=1)
         self._share = np.exp(-0.5 * (apart / REACH) ** 2)
         shapes, facing = self._shapes(some[np.isfinite(some).all(axis=(1, 2))])
@@ -67,7 +65,7 @@ class Expressions:
     def __call__(self, face: Array) -> Double:
         """(T, N, 3) the template with the expressions of the driver's face meshes (T, M, 3); at rest where there is
         none."""
-        out = np.broadcast_to(self._template, (len(face), *self._template.shape)).copy()
+        out = np.repeat(self._template[None].astype(np.float64), len(face), axis=0)
         found = np.isfinite(face).all(axis=(1, 2))
         if self._mine is not None and found.any():
             shapes, facing = self._shapes(face[found])
@@ -76,18 +74,11 @@ class Expressions:
             out[found] += seen[..., None] * moved * self._size
         return out
 
-    def _measured(self, face: Double) -> tuple[Double, Double]:
-        """The firm points' middle (T, 3) and root mean square distance from it (T,)."""
-        firm = face[:, self._firm]
-        middle = firm.mean(axis=1)
-        return middle, np.sqrt(((firm - middle[:, None]) ** 2).sum(axis=2).mean(axis=1))
-
     def _shapes(self, face: Array) -> tuple[Double, Double]:
         """(T, M, 3): faces turned as the template is, in their own units; (T,) how far each faces the camera."""
-        mesh = face.astype(np.float64)
-        middle, size = self._measured(mesh)
-        turned = rotations(self._template[self._firm], mesh[:, self._firm])
-        return np.einsum("tni,tij->tnj", mesh - middle[:, None], turned) / size[:, None, None], turned[:, 2, 2]
+        found = Meshes.of(face, self._template)
+        shapes = np.einsum("tni,tij->tnj", face - found.middle[:, None], found.turn) / found.spread[:, None, None]
+        return shapes, found.turn[:, 2, 2]
 
 
 def neutral(shape: Double) -> Double:

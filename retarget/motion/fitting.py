@@ -49,7 +49,8 @@ def fit(track: PoseTrack, body: Body, *, size: tuple[int, int], progress: Progre
     body = body if body.size == size else body.scaled(size)
     if not track.found.any():
         return replace(track, size=size)
-    fitted = fit_piecewise(track, Meshes.of(track.face, body.face), track.face, body, progress or Silent())
+    expressions = None if body.face is None else Expressions(body.face, track.face)
+    fitted = fit_piecewise(track, Meshes.of(track.face, body.face), expressions, body, progress or Silent())
     face, hands = fitted.details(slice(None), track.face, track.hands)
     return replace(track, body=fitted.body, world=fitted.world(track.world), face=face, hands=hands, size=size)
 
@@ -67,8 +68,10 @@ class Fitted(NamedTuple):
     world: Callable[[Array], Array]
 
 
-def fit_piecewise(track: PoseTrack, meshes: Meshes, faces: Array, body: Body, say: Progress) -> Fitted:
-    """See `fit`; of the track the body and the world coordinates are looked at. `faces`: some of its face meshes."""
+def fit_piecewise(
+    track: PoseTrack, meshes: Meshes, expressions: Expressions | None, body: Body, say: Progress
+) -> Fitted:
+    """See `fit`; of the track the body and the world coordinates are looked at. Expressions: None without a face."""
     mine, fps = body_of(replace(track, face=unknown(len(track), FACE_POINTS))), float(track.fps)
     ratio = _ratios(body, mine)
     points = track.body[..., :3]
@@ -104,8 +107,6 @@ def fit_piecewise(track: PoseTrack, meshes: Meshes, faces: Array, body: Body, sa
     for name in hidden:
         own[:, LOWER[name], 3] = body.rest[LOWER[name], 3]
     before, after = (xyz[:, WRISTS, None].astype(np.float64) * XY for xyz in (points, posed))
-
-    expressions = None if body.face is None else Expressions(body.face, faces)
 
     def details(rows: slice, face: Array, hands: Array) -> tuple[Array, Array]:
         hand = ratio[BONE["lower_arm"]] * grow[rows, None]

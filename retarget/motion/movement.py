@@ -17,6 +17,7 @@ from ..types import Array, PoseTrack, Progress, Silent
 from .attitude import Meshes
 from .base import NOSE, WRISTS, XY, row_blocks
 from .body import Body
+from .expression import Expressions
 from .fitting import fit_piecewise, scale_to
 from .gaps import LONGEST, attached, fill_gaps
 from .smoothing import calmed, scale_of, smooth
@@ -68,13 +69,7 @@ class Movement:
         self._details: Callable[[slice, Array, Array], tuple[Array, Array]] | None = None
         if body is not None and self._track.found.any():
             body = body if body.size == self.size else body.scaled(self.size)
-            meshes, some = [], []
-            for rows in row_blocks(len(self), WINDOW):
-                face = self._driver_face(rows)
-                meshes.append(Meshes.of(face, body.face))
-                some.append(face[:: -(-len(self) // SAMPLE)])
-            joined = Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
-            fitted = fit_piecewise(self._track, joined, np.concatenate(some), body, progress or Silent())
+            fitted = fit_piecewise(self._track, *self._looked_at(body.face), body, progress or Silent())
             self._track, self._details = replace(self._track, body=fitted.body, size=self.size), fitted.details
         # No model looks at it.
         self._track = replace(self._track, world=unknown(len(self), len(JOINTS)))
@@ -82,6 +77,16 @@ class Movement:
 
     def __len__(self) -> int:
         return len(self._track)
+
+    def _looked_at(self, template: Array | None) -> tuple[Meshes, Expressions | None]:
+        """What the fit needs to know of the driver's faces, and what they express."""
+        meshes, some = [], []
+        for rows in row_blocks(len(self), WINDOW):
+            face = self._driver_face(rows)
+            meshes.append(Meshes.of(face, template))
+            some.append(face[:: -(-len(self) // SAMPLE)].copy())  # a view would keep them all
+        joined = Meshes(*(np.concatenate(column) for column in zip(*meshes, strict=True)))
+        return joined, None if template is None else Expressions(template, np.concatenate(some))
 
     def _driver_face(self, rows: slice) -> Array:
         """(n, 468 or 478, 3) the driver's face meshes of some pictures, gaps filled, smoothed."""
