@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,9 @@ def stages(table: Table, home: Path, device: str) -> float:
     estimator = make_estimator(PoseOptions())
     took("pose", lambda: estimator.track(iter(frames), fps=info.fps, progress=Silent()))
     model: Any
+    track: Any
     model, identity, stored = load(avatar, compute)
-    track = movement(DANCE, avatar, stored, DriveOptions(), Silent()).select(slice(FRAMES))
+    track = movement(DANCE, avatar, stored, DriveOptions(), Silent()).select(range(FRAMES))
     list(pictures(model, identity, track.select(slice(3)), avatar.size, compute))  # the first frames pay for set-up
     drawn = took(
         "draw: layout, parts, nets, plate", lambda: list(pictures(model, identity, track, avatar.size, compute))
@@ -239,11 +241,8 @@ def systems(table: Table, device: str) -> None:
         model.adopt(person)
         objective = model.objective(critics=False).to(at)
         state = FitState(model, objective, model.tunable(person), compute, FitOptions())
-        table.add(
-            f"  {name}: one step of fine-tuning, 4 pairs",
-            milliseconds(lambda s=state, b=batch: s.advance(b), times, at),  # type: ignore[misc]
-            "ms",
-        )
+        took = milliseconds(partial(state.advance, batch), times, at)
+        table.add(f"  {name}: one step of fine-tuning, 4 pairs", took, "ms")
         gpu_memory(table, at)
 
 
@@ -267,11 +266,7 @@ def training(table: Table, device: str) -> None:
         objective = DanceObjective(model.maps, LossWeights(w_rela=critic)).to(at)
         state = FitState(model, objective, model.parameters(), compute, FitOptions())
         times = 20 if at.type == "cuda" else 3
-        table.add(
-            f"training step of 8 pairs, {what}",
-            milliseconds(lambda s=state: s.advance(batch), times, at),
-            "ms",  # type: ignore[misc]
-        )
+        table.add(f"training step of 8 pairs, {what}", milliseconds(partial(state.advance, batch), times, at), "ms")
 
 
 def main() -> None:
