@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from reliability.fuzz import children
 
 from retarget import device, video
 from retarget import drive as public
@@ -142,19 +142,6 @@ def visible(folder: Path) -> list[str]:
 def psnr(a: np.ndarray, b: np.ndarray, inside: np.ndarray | None = None) -> float:
     error = (a.astype(float) - b) ** 2
     return float(10 * np.log10(255**2 / max(1e-3, float((error if inside is None else error[inside]).mean()))))
-
-
-def children() -> set[int]:
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            except OSError:
-                continue
-            if int(parent) == os.getpid():
-                found.add(int(folder.name))
-    return found
 
 
 @pytest.fixture(autouse=True)

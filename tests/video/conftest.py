@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -58,20 +57,6 @@ def opencv(path: Path) -> list[Image]:
         if not good:
             return frames
         frames.append(frame[..., ::-1])
-
-
-def children() -> set[int]:
-    """Processes that this one has started and that have not been waited for, zombies included."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            except OSError:
-                continue
-            if int(parent) == os.getpid():
-                found.add(int(folder.name))
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reliability.fuzz import children
 
 from retarget.errors import StorageError, VideoError
 from retarget.video import open_reader, open_writer, probe
 from retarget.video.process import unwritable
 
-from .conftest import children, ffmpeg
+from .conftest import ffmpeg
 
 
 @pytest.mark.parametrize("name", ["list.ffconcat", "list.m3u8", "list.mp4", "list.sdp", "list.mpd"])
