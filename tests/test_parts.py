@@ -11,7 +11,19 @@ import torch
 import torch.nn.functional as F
 
 from retarget import parts
-from retarget.parts import Cutouts, Skeleton, affines, choose, cut, inverse, lay_out, part_mattes, render, skeletons
+from retarget.parts import (
+    Cutouts,
+    Skeleton,
+    affines,
+    choose,
+    choosing,
+    cut,
+    inverse,
+    lay_out,
+    part_mattes,
+    render,
+    skeletons,
+)
 from retarget.parts import layout as laying_out
 from retarget.skeleton import MIRROR, PARENT, PART, PARTS, J
 
@@ -155,7 +167,7 @@ def test_missing_faces_and_hands_leave_finite_transforms(puppet):
 def total(cost: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """What the assignments (N, P) cost."""
     own = cost[np.arange(len(PARENT)), chosen].sum(-1)
-    joined = [laying_out.AT_THE_NECK if name == "head" else laying_out.JOINED for name in PARTS]
+    joined = [choosing.AT_THE_NECK if name == "head" else choosing.JOINED for name in PARTS]
     return own + sum(joined[i] * (chosen[:, i] != chosen[:, p]) for i, p in enumerate(PARENT) if p >= 0)
 
 
@@ -186,9 +198,9 @@ def test_parts_stay_together_until_it_pays_to_part(monkeypatch):
     cost = np.zeros((len(PARTS), 2))
     cost[:, 1] = 1.0
     cost[PART["left_hand"]] = (0.5, 0)
-    monkeypatch.setattr(laying_out, "JOINED", 0.6)
+    monkeypatch.setattr(choosing, "JOINED", 0.6)
     assert (choose(cost) == 0).all()
-    monkeypatch.setattr(laying_out, "JOINED", 0.4)
+    monkeypatch.setattr(choosing, "JOINED", 0.4)
     assert np.flatnonzero(choose(cost)).tolist() == [PART["left_hand"]]
 
 

@@ -31,7 +31,8 @@ from .. import parts
 from ..heatmaps import POSE_CHANNELS, pose_maps, stack_poses
 from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
-from .base import Batch, Frame, Poses, References, RetargetModel
+from .base import Batch, Frame, Poses, References, RetargetModel, stacked
+from .choice import Choice, lesson
 from .layers import UNet, resized
 from .losses import VGG19, DanceObjective, LossWeights
 from .trust import settled
@@ -112,6 +113,8 @@ class Moved(NamedTuple):
     """(B, 4, H, W): the moved parts, red, green, blue in 0..1 premultiplied by alpha, and alpha."""
     plate: Tensor
     """(B, 3, H, W) in 0..1."""
+    choice: Tensor | None = None
+    """(B, K, P · (CLUES + 3)): what came of each choice among the references (`choice.lesson`)."""
 
 
 class Person(NamedTuple):
@@ -152,6 +155,7 @@ class Dance(RetargetModel):
         c = self.config
         self.synthesis = UNet(3 + 1 + 3 + self.maps, 2 + 1 + 3 + 1, c.width, c.depth)
         self.fusion = UNet(3 + 1 + 3 + self.maps, 3, c.fusion, c.depth) if c.fusion else None
+        self.choice = Choice()
         self.register_buffer("trust", torch.ones(len(TRUSTED)))
 
     @property
@@ -220,7 +224,9 @@ class Dance(RetargetModel):
         """With a `Moved` condition (`ahead`) the frame is the surroundings only, and identity and state say nothing."""
         if isinstance(condition, Moved):
             rgb, matte = self._painted(condition)
-            return Frame((2 * rgb - 1).clamp(-1, 1), matte), ()
+            # Nothing that `settle` should weigh.
+            regret = self.choice.regret(condition.choice) if self.training and condition.choice is not None else None
+            return Frame((2 * rgb - 1).clamp(-1, 1), matte, regret), ()
         layouts, states = self._laid_out(condition, identity, state)
         drawn, mattes = [], []
         for b, (person, layout) in enumerate(zip(self._people(condition, identity), layouts, strict=True)):
@@ -242,7 +248,7 @@ class Dance(RetargetModel):
         """The surroundings alone, drawn at the resolution that the nets see."""
         layouts, _ = self._laid_out(condition, identity, None)
         small = (condition.maps.shape[2], condition.maps.shape[3])
-        persons, plates, truths = [], [], []
+        persons, plates, truths, choices = [], [], [], []
         assert truth.matte is not None
         for b, (person, layout) in enumerate(zip(self._people(condition, identity), layouts, strict=True)):
             x0, y0, x1, y1 = condition.boxes[b]
@@ -251,12 +257,15 @@ class Dance(RetargetModel):
             plates.append(_plate(person, condition, b)[inside])
             persons.append(moved[inside])
             truths.append(torch.cat([truth.rgb[b], truth.matte[b]])[inside])
+            true = truth.rgb[b].float() / 2 + 0.5
+            choices.append(lesson(person.levels[0], condition.skeletons[b], true, truth.matte[b, 0]))
         parts_, behind, true = (resized(torch.stack(x), small) for x in (persons, plates, truths))
-        return Moved(condition.maps, parts_, behind), None, Frame(true[:, :3], true[:, 3:])
+        moved_ = Moved(condition.maps, parts_, behind, stacked(choices).to(behind))
+        return moved_, None, Frame(true[:, :3], true[:, 3:])
 
     def varied(self, pair: Batch, generator: torch.Generator) -> Batch:
         """Colours in another order and strength, left and right exchanged."""
-        maps, person, plate = pair.condition
+        maps, person, plate, choice = pair.condition
         rgb, matte = pair.truth.rgb, pair.truth.matte
         order = torch.randperm(3, generator=generator)
         # Never brighter than white.
@@ -267,7 +276,7 @@ class Dance(RetargetModel):
             assert matte is not None
             sides = [15 * w + c for w in range(self.config.window) for c in MIRRORED_MAPS]
             maps, person, plate, rgb, matte = maps[:, sides].flip(3), *(x.flip(3) for x in (person, plate, rgb, matte))
-        return pair._replace(condition=Moved(maps, person, plate), truth=Frame(rgb, matte))
+        return pair._replace(condition=Moved(maps, person, plate, choice), truth=Frame(rgb, matte))
 
     @staticmethod
     def _people(condition: DanceCondition, identity: DanceIdentity) -> list[Person]:
@@ -276,8 +285,9 @@ class Dance(RetargetModel):
     def _laid_out(
         self, condition: DanceCondition, identity: DanceIdentity, state: DanceState | None
     ) -> tuple[list[parts.Layout], DanceState]:
+        judge = self.choice.judge if self.choice.taught else None
         found = [
-            parts.lay_out(person.levels[0], pose, state[b] if state else None)
+            parts.lay_out(person.levels[0], pose, state[b] if state else None, judge)
             for b, (person, pose) in enumerate(
                 zip(self._people(condition, identity), condition.skeletons, strict=True)
             )

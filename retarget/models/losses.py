@@ -35,6 +35,7 @@ class LossWeights:
     pyramid: float = 5.0
     gradient: float = 2.0
     matte: float = 3.0
+    choice: float = 1.0
     person: float = 3.0
 
 
@@ -280,6 +281,8 @@ class DanceObjective(Objective):
             terms["gradient"] = w.gradient * gradient_loss(x, y)
         if w.matte and frame.matte is not None and truth.matte is not None:
             terms["matte"] = w.matte * matte_loss(frame.matte, truth.matte)
+        if w.choice and frame.extra is not None:
+            terms["choice"] = w.choice * frame.extra.mean()
         if self.critics:
             fake = self.critics(x, condition.maps)
             with torch.no_grad():

@@ -4,7 +4,8 @@ Dance Dance Generation §3.1: a person is cut into parts; each part is moved by 
 bone in the reference onto its bone in the driving pose. Beyond the paper, which moves the parts of one input frame:
 
 * every part is taken from the best of the K references (or a cross-fade of two), chosen jointly over the body's tree so
-  that neighbours prefer one picture (`choose`), by their poses and by how well they show each other (`blame`);
+  that neighbours prefer one picture (`choose`), by their poses, by how well they show each other (`blame`), and by what
+  a net has learned of such choices (`models.choice`);
 * what a part hides behind another part in one reference is completed from the other references (`cut`);
 * the parts are laid over each other by depth (`Layout.order`), not in a fixed order;
 * the head also follows the face mesh, a hand its joints, by a smooth residual field (`Layout.bend`).
@@ -12,12 +13,14 @@ bone in the reference onto its bone in the driving pose. Beyond the paper, which
 Geometry is NumPy on a handful of points; pictures are torch, on the model's device.
 """
 
+from .choosing import CLUES, choose, clues, cost
 from .cutting import Cutouts, cut, part_mattes
 from .geometry import Skeleton, affines, body_scale, inverse, skeletons
-from .judging import blame
-from .layout import Layout, LayoutState, Piece, choose, contact, lay_out, render
+from .judging import blame, errors
+from .layout import Layout, LayoutState, Piece, contact, lay_out, render
 
 __all__ = [
+    "CLUES",
     "Cutouts",
     "Layout",
     "LayoutState",
@@ -27,8 +30,11 @@ __all__ = [
     "blame",
     "body_scale",
     "choose",
+    "clues",
     "contact",
+    "cost",
     "cut",
+    "errors",
     "inverse",
     "lay_out",
     "part_mattes",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..skeleton import PARTS
+from .choosing import TRUNK, cost
 from .cutting import Cutouts
-from .geometry import Float, affines, inverse
-from .layout import TRUNK, Piece, bent, cost, sample
+from .geometry import Float, Skeleton, affines, inverse
+from .layout import Piece, bent, sample
 
 FEWEST = 3
 """References; of two, nobody knows which is the worse."""
@@ -23,14 +26,15 @@ SOLID = 0.6
 """Share of a pixel that has to be a part's own for it to be compared there."""
 SMALLEST = 20
 """Pixels; what is smaller is not compared."""
+LIMBS = tuple(i for i in range(len(PARTS)) if i not in TRUNK)
 
 
 def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
     """`Cutouts.blame`, (P, K): how badly each reference's limbs, hands and feet show the other references'.
 
     Each part of each reference is moved onto each other reference and compared with what is to be seen there. Of the
-    mean absolute errors, what the price of the choice (`layout.cost`) foresees is taken off; the rest is split, part by
-    part, between who is drawn and who is drawn from (ridge regression): the latter's is its blame. Head and torso
+    mean absolute errors, what the cost of the choice (`choosing.cost`) foresees is taken off; the rest is split, part
+    by part, between who is drawn and who is drawn from (ridge regression): the latter's is its blame. Head and torso
     are left alone: what they are compared by is mostly light, and the head's direction matters more.
 
     Args:
@@ -49,34 +53,58 @@ def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
 
 def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[Float, Float]:
     """(P, from, onto) mean absolute errors in 0..1, and costs; NaN where there is nothing to compare."""
-    shrink, count = cutouts.shrink, len(frames)
-    size = (frames.shape[2] // shrink, frames.shape[3] // shrink)
-    errors = np.full((len(PARTS), count, count), np.nan)
-    different = np.full_like(errors, np.nan)
+    count = len(frames)
+    found = np.full((len(PARTS), count, count), np.nan)
+    different = np.full_like(found, np.nan)
     for onto in range(count):
         pose = cutouts.skeleton.take([onto])
         different[:, :, onto] = cost(cutouts, pose)
-        backs = inverse(affines(cutouts.skeleton, pose)[0])
-        truth = F.interpolate(frames[onto, None], size, mode="area")[0]
-        solid = F.interpolate(own[onto, None], size, mode="area")[0] > SOLID
-        for part in range(len(PARTS)):
-            ys, xs = np.nonzero(solid[part].numpy())
-            if part in TRUNK or len(ys) < SMALLEST:
+        found[:, :, onto] = errors(cutouts, pose, frames[onto], own[onto], LIMBS)[0]
+        found[:, onto, onto] = np.nan
+    return found, different
+
+
+def errors(
+    cutouts: Cutouts, pose: Skeleton, truth: torch.Tensor, own: torch.Tensor, which: Iterable[int] = range(len(PARTS))
+) -> tuple[Float, Float]:
+    """How badly each part of each reference, moved onto a pose, shows what is to be seen there.
+
+    Args:
+        cutouts: the references' parts, at any resolution.
+        pose: where to (N = 1), in the references' pixels.
+        truth: (3, H, W) in 0..1, what is to be seen.
+        own: (P, H, W) soft part mattes of it, from `part_mattes`.
+        which: the parts that are wanted.
+
+    Returns:
+        (P, K) mean absolute errors in 0..1, NaN where there is nothing to compare; and on how many pixels of `cutouts`
+        each part was compared, (P,).
+    """
+    shrink = cutouts.shrink
+    size = (truth.shape[1] // shrink, truth.shape[2] // shrink)
+    picture = F.interpolate(truth[None], size, mode="area")[0]
+    solid = F.interpolate(own[None], size, mode="area")[0] > SOLID
+    backs = inverse(affines(cutouts.skeleton, pose)[0])
+    found = np.full((len(PARTS), len(backs)), np.nan)
+    seen = np.zeros(len(PARTS))
+    for part in which:
+        ys, xs = np.nonzero(solid[part].numpy())
+        if len(ys) < SMALLEST:
+            continue
+        seen[part] = len(ys)
+        x0, y0, x1, y1 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+        there, inside = picture[:, y0:y1, x0:x1], solid[part, y0:y1, x0:x1]
+        y, x = torch.arange(y0, y1)[:, None] + 0.5, torch.arange(x0, x1)[None] + 0.5
+        box = (shrink * x0, shrink * y0, shrink * x1, shrink * y1)
+        for k, back in enumerate(backs):
+            if not np.isfinite(back[part]).all():
                 continue
-            x0, y0, x1, y1 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
-            there = truth[:, y0:y1, x0:x1]
-            y, x = torch.arange(y0, y1)[:, None] + 0.5, torch.arange(x0, x1)[None] + 0.5
-            box = (shrink * x0, shrink * y0, shrink * x1, shrink * y1)
-            for k in range(count):
-                if k == onto or not np.isfinite(backs[k, part]).all():
-                    continue
-                bend = bent(part, pose, cutouts.skeleton, k, backs[k], box)
-                piece = Piece(part, k, 1.0, backs[k, part], box, bend)
-                shown = sample(cutouts, piece, x, y, 1 / shrink)
-                # What is not drawn is as wrong as grey.
-                error = (shown[:3] + 0.5 * (1 - shown[3:]) - there).abs().mean(0)
-                errors[part, k, onto] = float(error[solid[part, y0:y1, x0:x1]].mean())
-    return errors, different
+            bend = bent(part, pose, cutouts.skeleton, k, back, box)
+            shown = sample(cutouts, Piece(part, k, 1.0, back[part], box, bend), x, y, 1 / shrink)
+            # What is not drawn is as wrong as grey.
+            error = (shown[:3] + 0.5 * (1 - shown[3:]) - there).abs().mean(0)
+            found[part, k] = float(error[inside].mean())
+    return found, seen
 
 
 def _of_source(errors: Float) -> Float:

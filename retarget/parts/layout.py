@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ..skeleton import PARENT, PART, PARTS
+from ..skeleton import PART, PARTS
+from .choosing import TRUNK, Judge, choose, clues, cost
 from .cutting import Cutouts
 from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, along, inverse
 
@@ -48,11 +48,6 @@ class LayoutState:
     depth: Float
 
 
-TRUNK = (PART["head"], PART["torso"])
-JOINED = 0.6
-"""What it costs two joined parts to come from different references (units of feature distance)."""
-AT_THE_NECK = 0.3
-"""The same between head and torso: which way a face looks matters more than a seam under the chin."""
 STICKY = 0.10
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.5
@@ -64,49 +59,16 @@ COARSE, FINE = 20, 48
 """Side of `Piece.bend`, and of the head's."""
 
 
-def choose(cost: Float) -> npt.NDArray[np.intp]:
-    """The reference of each part, jointly: least sum of `cost` (P, K) plus `JOINED` for each joint whose two parts come
-    from different references, or `AT_THE_NECK`. Exact, by dynamic programming over the body's tree. Returns (P,)."""
-    total, best = cost.copy(), {}
-    children = sorted((i for i, parent in enumerate(PARENT) if parent >= 0), key=lambda i: -_depth_in_tree(i))
-    for i in children:
-        stay, leave = total[i], total[i].min() + (AT_THE_NECK if i == PART["head"] else JOINED)
-        best[i] = (stay <= leave, int(total[i].argmin()))
-        total[PARENT[i]] = total[PARENT[i]] + np.minimum(stay, leave)
-    chosen = np.zeros(len(PARENT), np.intp)
-    root = PARENT.index(-1)
-    chosen[root] = total[root].argmin()
-    for i in reversed(children):
-        stays, other = best[i]
-        chosen[i] = chosen[PARENT[i]] if stays[chosen[PARENT[i]]] else other
-    return chosen
-
-
-def _depth_in_tree(i: int) -> int:
-    return 0 if PARENT[i] < 0 else 1 + _depth_in_tree(PARENT[i])
-
-
-def cost(cutouts: Cutouts, pose: Skeleton) -> Float:
-    """What it costs to take each part from each reference, (P, K), for one pose; NaN where a part was not found.
-
-    How different both look (`Skeleton.features`), what the reference does not show, what has to be stretched, and the
-    reference's handicap; without `Cutouts.blame`.
-    """
+def lay_out(
+    cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None, judge: Judge | None = None
+) -> tuple[Layout, LayoutState]:
+    """Choose references, transforms and order for one driving pose (N = 1). What `judge` makes of the `clues` is added
+    to each reference's cost."""
     refs = cutouts.skeleton
-    difference = pose.features[0][None] - refs.features  # (K, P, 11)
-    price = np.linalg.norm(difference, axis=-1).T + cutouts.handicap
-    price += 1.5 * (1 - cutouts.shown.T) + 4.0 * np.clip(0.5 - cutouts.shown.T, 0, None)
-    length = np.linalg.norm(pose.bones[0, :, 1, :2] - pose.bones[0, :, 0, :2], axis=-1) / pose.scale[0]
-    shown_length = np.linalg.norm(refs.bones[:, :, 1, :2] - refs.bones[:, :, 0, :2], axis=-1) / refs.scale[:, None]
-    stretch = np.log((length[None] + 0.03) / (shown_length + 0.03)).T  # (P, K)
-    price += 0.8 * np.clip(stretch, 0, None) + 0.3 * np.clip(-stretch, 0, None)
-    return np.asarray(price, np.float64)
-
-
-def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) -> tuple[Layout, LayoutState]:
-    """Choose references, transforms and order for one driving pose (N = 1)."""
-    refs = cutouts.skeleton
+    moves = affines(refs, pose)[0]
     price = cost(cutouts, pose)
+    if judge is not None:
+        price = price + judge(clues(cutouts, pose, moves))
     if state is not None:
         price = price - STICKY * state.mix
     # A part that was not found has no preference.
@@ -123,7 +85,6 @@ def lay_out(cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None) 
         mix = state.mix + FADE * (mix - state.mix)
         mix = np.where(mix < 0.02, 0, mix)
         mix /= mix.sum(1, keepdims=True)
-    moves = affines(refs, pose)[0]
     backs = inverse(moves)
 
     depth = pose.bones[0, :, :, 2].mean(1) / pose.scale[0] - np.array([FRONT[p] for p in PARTS])

@@ -40,7 +40,7 @@ from .prepare import alone
 Stage = Literal["pretrain", "meta"]
 Group = list[Batch]
 """One truth, drawn once or several times."""
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 """Part of the folder's name: to be raised when what is drawn changes, in `parts` or `RetargetModel.ahead`."""
 
 
@@ -314,7 +314,8 @@ def _unpacked(file: Any, prefix: str, kind: Any) -> Batch:
     def tensor(key: str) -> torch.Tensor:
         low = float(key in _SIGNED)
         t: torch.Tensor = file.get_tensor(prefix + key)
-        return t.float() * ((1 + low) / 255) - low if t.dtype == torch.uint8 else t
+        # A copy: the file may be drawn anew while it is in use.
+        return t.float() * ((1 + low) / 255) - low if t.dtype == torch.uint8 else t.clone()
 
     condition = kind(**{k: tensor(f"condition.{k}") for k in kind._fields})
     return Batch(condition, None, None, Frame(tensor("truth.rgb"), tensor("truth.matte")))

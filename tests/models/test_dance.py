@@ -19,7 +19,7 @@ from retarget.models.base import Batch, Frame, Poses, References, stacked
 from retarget.models.dance import CERTAIN, MARGIN, NEAR, SOFT, TRUSTED, Dance, DanceConfig, Moved
 from retarget.models.trust import WORTH
 from retarget.references import arrays, pixels, poses, references
-from retarget.skeleton import MIRROR
+from retarget.skeleton import MIRROR, PARTS
 
 SMALL: dict[str, Any] = {"density": 24, "width": 8, "depth": 2}
 ALL = SMALL | {"fusion": 4, "flow": 0.08}
@@ -60,7 +60,7 @@ def joined(*windows: Poses) -> Poses:
 def taught(model: Dance) -> Dance:
     """All nets say something."""
     torch.manual_seed(1)
-    for net in (model.synthesis, model.fusion):
+    for net in (model.synthesis, model.fusion, model.choice):
         if net is not None:
             torch.nn.init.normal_(net.last.weight, 0, 0.05)
     return model
@@ -433,8 +433,9 @@ def test_what_no_parameter_changes_is_drawn_ahead(model, known, puppet):
     assert nothing is None
     small = tuple(condition.maps.shape[2:])
     assert small[0] < 100
-    shapes = [tuple(t.shape) for t in (*moved, truth.rgb, truth.matte)]
+    shapes = [tuple(t.shape) for t in (*moved[:3], truth.rgb, truth.matte)]
     assert shapes == [(1, c, *small) for c in (POSE_CHANNELS, 4, 3, 3, 1)]
+    assert moved.choice.shape == (1, 4, len(PARTS) * (parts.CLUES + 3))  # two references and their mirror images
     assert not any(t.requires_grad for t in moved)
     for t in (moved.maps, moved.person, moved.plate, truth.matte):
         assert t.min() >= 0
@@ -519,7 +520,7 @@ def generator(seed: int) -> torch.Generator:
 
 def test_a_varied_pair_is_a_pair(model, known, puppet):
     pair = made_ahead(model, known, puppet, puppet.body(**WAVING))
-    _, person, plate = pair.condition
+    _, person, plate, _ = pair.condition
     # A truth that the moved parts explain wholly.
     pair = pair._replace(truth=Frame(2 * (person[:, :3] + (1 - person[:, 3:]) * plate) - 1, person[:, 3:]))
     before = [t.clone() for t in (*pair.condition, *pair.truth[:2])]
@@ -734,8 +735,11 @@ def test_gradients_reach_all_nets(name, request, known, puppet, ahead):
     if ahead:
         condition, identity, truth = learnt.ahead(condition, identity, truth)
     frame, _ = learnt(condition, identity, None)
-    ((frame.rgb - truth.rgb) ** 2).mean().add((frame.matte - 0.5).abs().mean()).backward()
+    loss = ((frame.rgb - truth.rgb) ** 2).mean().add((frame.matte - 0.5).abs().mean())
+    (loss + frame.extra.mean() if ahead else loss).backward()
     for key, parameter in learnt.named_parameters():
+        if key.startswith("choice") and not ahead:  # what came of each choice is only known ahead
+            continue
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.abs().max() > 0, key
