@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions, changed, personalize, start
+from .personalize import PersonalizeOptions, changed, gather, personalize, start
 from .personalize import check as check_avatar
 from .types import Progress, Silent
 
@@ -378,11 +378,18 @@ def _measure_frames(
         rows[name] = {"kind": kind, "init": init, "frames": frames, "steps": steps} | figures
         path(name).unlink()
 
+    how = PersonalizeOptions(
+        frames=frames,
+        size=options.size,
+        model=options.model,
+        seed=options.seed,
+        crop="none",
+        name="evaluated",
+        **compute,
+    )
+    known = gather([me], how, progress)
     for init, steps in product(options.init, options.steps):
-        avatar = personalize(
-            me, frames=frames, steps=steps, init=init, size=options.size, model=options.model, seed=options.seed,
-            crop="none", name="evaluated", progress=progress, **compute,
-        )  # fmt: skip
+        avatar = personalize(me, replace(how, steps=steps, init=init), progress=progress, gathered=known)
         name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
         drive(avatar, truth, path(name), progress=progress, **same_place)
         judge(name, options.model, label(init), steps)

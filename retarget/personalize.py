@@ -87,6 +87,7 @@ def personalize(
     options: PersonalizeOptions | None = None,
     *,
     progress: Progress | None = None,
+    gathered: Gathered | None = None,
     **changes: Any,
 ) -> Avatar:
     """Make an avatar of the person in one video, or in photos, or in a folder of photos; or of a scene with label maps.
@@ -97,6 +98,8 @@ def personalize(
         inputs: one video, photos, or a folder of photos.
         options: how; keyword arguments named like its fields change single ones.
         progress: is told what happens.
+        gathered: the references, if they were gathered before, by `gather` with these options: several avatars of the
+            same ones need that only once.
 
     Returns:
         The avatar, saved under its name in the user's data folder (`RETARGET_HOME` overrides); one of the same name is
@@ -128,7 +131,7 @@ def personalize(
         what = {"name": name, "start": [weights, config]} | deciding(paths, options, compute)
         with folders.work("personalize", what, restart=options.restart, patience=PATIENCE) as unfinished:
             notes: list[str] = []
-            gathered = device.Ladder(
+            gathered = gathered or device.Ladder(
                 "gathering the references", {"the full size": options.size, "half of it": max(64, options.size // 2)},
                 progress, notes,
             ).run(lambda size: gathered_in(unfinished, paths, replace(options, size=size), progress))  # fmt: skip

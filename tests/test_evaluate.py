@@ -22,6 +22,7 @@ from retarget.evaluate import Clip, EvaluateOptions, Report, evaluate
 from retarget.folders import avatars_dir, cache_dir
 from retarget.metrics import FIGURES, Scores
 from retarget.perceptual_metrics import Perceptual
+from retarget.personalize import PersonalizeOptions
 from retarget.types import Image, PoseTrack, Silent
 from retarget.video import open_reader, open_writer, probe, timestamps
 
@@ -307,10 +308,17 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Measure a clip that has 7 usable frames, with fakes for all that is slow. Returns the clip's entry, what went
     wrong, the videos that were made (“+”: with something learned), and the warnings."""
 
-    def personalize(me: Path, *, frames: int, **_: Any) -> Avatar:
-        if frames > 7:
-            raise NobodyFound(f"7 frames, fewer than {frames}.")
-        return avatar(picked=tuple(range(frames)))
+    gatherings: list[int] = []
+
+    def gather(paths: list[Path], options: PersonalizeOptions, _: Any) -> tuple[int, ...]:
+        gatherings.append(options.frames)
+        if options.frames > 7:
+            raise NobodyFound(f"7 frames, fewer than {options.frames}.")
+        return tuple(range(options.frames))
+
+    def personalize(me: Path, options: PersonalizeOptions, *, gathered: tuple[int, ...], **_: Any) -> Avatar:
+        assert len(gathered) == options.frames
+        return avatar(picked=gathered)
 
     def run(perceptual: dict[str, float] | None = None, **options: Any) -> Any:
         made: list[str] = []
@@ -327,6 +335,8 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             assert produced.exists()
             return Scores(3, 3, *[float(len(made))] * len(FIGURES))
 
+        gatherings.clear()
+        monkeypatch.setattr(evaluating, "gather", gather)
         monkeypatch.setattr(evaluating, "personalize", personalize)
         monkeypatch.setattr(importlib.import_module("retarget.drive"), "drive", drive)
         monkeypatch.setattr("retarget.metrics.score", score)
@@ -337,6 +347,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         networks = Perceptual(None, None, nobody, ())
         line, missed = evaluating.measure(clip, tmp_path, EvaluateOptions(**options), networks, told)
         assert not list(tmp_path.glob("*.mp4"))  # they would fill the disk
+        assert len(gatherings) == len(set(gatherings))  # once for each K
         return line, missed, made, told.warnings
 
     return run

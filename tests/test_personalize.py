@@ -179,6 +179,19 @@ def test_the_same_seed_gives_the_same_avatar(me, known):
     assert one.id != two.id
 
 
+def test_references_that_were_gathered_before(me, known, puppet):
+    """They are not gathered again, and serve several times."""
+    calls = known(2)
+    one = public(me, steps=2, device="cpu", name="one")
+    assert len(calls) == 1
+    gathered = puppet.gathered(*(puppet.body(*p) for p in POSES[:2]), details=True)
+    for name in ("two", "three"):
+        other = public(me, steps=2, device="cpu", name=name, gathered=gathered)
+        assert agree(other.state(), one.state())
+        assert agree(other.tensors(), one.tensors())
+    assert len(calls) == 1
+
+
 def test_random_numbers_of_the_caller_are_left_alone(me, known):
     known()
     torch.manual_seed(5)
