@@ -158,6 +158,14 @@ class Dance(RetargetModel):
         self.choice = Choice()
         self.register_buffer("trust", torch.ones(len(TRUSTED)))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights, and avatars, from before there was a choice to learn choose by the rule alone."""
+        if not any(key.startswith("choice.") for key in state_dict):
+            own = {f"choice.{key}": t for key, t in self.choice.state_dict().items()}
+            own |= {key: torch.zeros_like(t) for key, t in own.items() if key.startswith("choice.last.")}
+            state_dict = {**own, **state_dict}
+        return super().load_state_dict(state_dict, strict, assign)
+
     @property
     def maps(self) -> int:
         return POSE_CHANNELS * self.config.window

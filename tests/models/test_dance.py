@@ -76,6 +76,17 @@ def draw(model: Dance, windows: Poses, identity: Any, size: tuple[int, int] = SI
         return model(model.condition(windows, size), identity, None)[0]
 
 
+def test_weights_from_before_the_choice_was_learned(learnt):
+    old = {key: t for key, t in learnt.state_dict().items() if not key.startswith("choice.")}
+    now = taught(Dance(**SMALL))
+    now.load_state_dict(old)
+    assert not now.choice.taught
+    assert now.choice.first.weight.any()  # it can still learn
+    assert torch.equal(now.synthesis.last.weight, learnt.synthesis.last.weight)
+    with pytest.raises(RuntimeError, match="trust"):
+        now.load_state_dict({key: t for key, t in old.items() if key != "trust"})
+
+
 # ------------------------------------------------------------------------------------------------ shapes
 
 
