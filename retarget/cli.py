@@ -117,6 +117,14 @@ Anyway = Annotated[bool, typer.Option("--yes", "-y", help="Begin even if memory 
 PersonOption = Annotated[
     str, typer.Option("--person", metavar="largest|X,Y", help="Whom to follow: X,Y is a pixel of the first frame.")
 ]
+ScenesOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--labels",
+        metavar="FOLDER|VIDEO",
+        help="Label maps of street scenes: for each of CLIPS in their order, or one folder with all by name.",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=_avatar_names)]
 
 
@@ -271,7 +279,11 @@ def drive(
 def evaluate(
     ctx: typer.Context,
     clips: Annotated[
-        list[Path], typer.Argument(metavar="CLIP...", help="Videos of one person each, or pairs NAME_me, NAME_drive.")
+        list[Path],
+        typer.Argument(
+            metavar="CLIP...",
+            help="Videos of one person each, or pairs NAME_me, NAME_drive; or street scenes: --labels.",
+        ),
     ],
     init: Annotated[
         str, typer.Option(metavar="meta,…", help="What fine-tuning starts from: meta, pretrain, random, .safetensors.")
@@ -283,6 +295,7 @@ def evaluate(
     split: Annotated[float, typer.Option(help="This part of a clip is learned from, the rest is truth.")] = _E.split,
     every: Annotated[int, typer.Option(help="Compare every so many-th frame only.")] = _E.every,
     model: Annotated[str, typer.Option(help="The model.")] = _E.model,
+    labels: ScenesOption = [],  # noqa: B006
     size: Annotated[int, typer.Option(help="Short side of the avatars' pictures, pixels.")] = _E.size,
     device: DeviceOption = _E.device,
     precision: PrecisionOption = _E.precision,
@@ -294,7 +307,7 @@ def evaluate(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure: let people re-enact their own videos, and compare with the truth.
+    """Measure: let people, or street scenes, re-enact their own videos, and compare with the truth.
 
     Lists (--init random,pretrain,meta --frames 1,3,5,10 --steps 0,20,200) are measured in all combinations.
     """
@@ -309,10 +322,10 @@ def evaluate(
     chosen = EvaluateOptions(
         init=tuple(word.strip() for word in init.split(",")), frames=_numbers("--frames", frames, 1, MAX_FRAMES),
         steps=_numbers("--steps", steps, 0, MAX_STEPS), split=split, size=size, every=every, model=model,
-        device=device, precision=precision, seed=seed,
+        labels=tuple(map(str, labels)), device=device, precision=precision, seed=seed,
     )  # fmt: skip
     check(chosen)
-    for path in (*clips, *(Path(start) for start in chosen.init if start.endswith(".safetensors"))):
+    for path in (*clips, *labels, *(Path(start) for start in chosen.init if start.endswith(".safetensors"))):
         _readable(path)
     if json is not None:
         _writable_folder(json)
@@ -356,13 +369,7 @@ def prepare(
     crop: Annotated[
         Literal["none", "head"], typer.Option(help="Whole pictures, or squares around the head.")
     ] = _C.crop,
-    labels: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="FOLDER|VIDEO",
-            help="Label maps of street scenes: for each of CLIPS in their order, or one folder with all by name.",
-        ),
-    ] = [],  # noqa: B006
+    labels: ScenesOption = [],  # noqa: B006
     yes: Anyway = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -5,6 +5,9 @@
           │                                                  └─ copy   the reference with the nearest pose
           └─ last part, the truth: gives the poses, and is what all three are compared with
 
+Of a street scene, the label maps of the last part drive (`--labels`); `copy` shows the reference whose map agrees best,
+and there is no `warp`: no parts are moved there.
+
 Several inits, K and T give MetaPix's Table 1 and its curves over K and T (Figs. 5 and 6).
 Importing this module loads nothing heavy: the command line reads its defaults from here.
 """
@@ -16,20 +19,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions, changed, gather, personalize, start
+from .personalize import PersonalizeOptions, changed, expand, gather, personalize, start
 from .personalize import check as check_avatar
+from .report import SETTING, USUAL, Report
+from .training.prepare import name_of, with_maps
 from .types import Progress, Silent
 
 if TYPE_CHECKING:
     from .avatar import Avatar
+    from .labels import LabelMaps
     from .perceptual_metrics import Perceptual
+    from .streets import Film
 
 _DEFAULT = PersonalizeOptions()
 
@@ -41,163 +48,38 @@ class EvaluateOptions:
     init, frames, steps  of the avatars, see `PersonalizeOptions`: every combination of them is measured.
     split   this part of a clip is learned from, the rest is the truth.
     size, model, seed    of the avatars, too.
+    labels  label maps of street scenes, as in `PrepareOptions`; empty: the clips show people.
     every   compare every so many-th frame only.
     device, precision  see `device.choose`.
     """
 
     init: tuple[str, ...] = (_DEFAULT.init,)
-    frames: tuple[int, ...] = (5,)
-    steps: tuple[int, ...] = (20,)
+    frames: tuple[int, ...] = (USUAL["frames"],)
+    steps: tuple[int, ...] = (USUAL["steps"],)
     split: float = 0.85
     size: int = _DEFAULT.size
     every: int = 1
     model: str = _DEFAULT.model
+    labels: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("init", "frames", "steps"):
+        for key in ("init", "frames", "steps", "labels"):
             value = getattr(self, key)
             object.__setattr__(self, key, (value,) if isinstance(value, int | str) else tuple(value))
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is measured under one name: a clip to split, or a pair of files (`truth` is given)."""
+    """What is measured under one name: a clip to split, with the label maps of a scene; or a pair of files (`truth` is
+    given)."""
 
     name: str
     path: Path
     truth: Path | None = None
-
-
-SETTING = ("kind", "init", "frames", "steps")
-"""What a row was made with."""
-PANELS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "mse": "MSE (less is better)",
-    "fg_psnr": "fg PSNR (dB)",
-    "fg_ssim": "fg SSIM",
-    "face_ssim": "face SSIM",
-    "lpips": "LPIPS (less is better)",
-    "fid": "FID (less is better)",
-}
-"""The figures that are drawn, and their titles."""
-
-
-class Report(dict[str, Any]):
-    """The figures, as JSON has them: their names are those of `metrics.Scores`, and `lpips` and `fid` where they could
-    be measured; null where nothing could be.
-
-    clips     [{"clip": name, "references": [frames used, for the largest K], "methods": {method: row}}]
-    mean      {method: row of means, with "clips": over how many}: over the clips of which all was measured; if there is
-              none, over those that have the row
-    failures  [{"clip": name, "type", "error", "remedy"}]: what could not be measured; "frames" names the K if others
-              of that clip could
-    notes     [sentence]: what to know when reading the figures
-    options, version  what was measured
-    weights   {init: sha256 of the weights it starts from, or null for nothing learned}
-
-    A row holds `SETTING` and the figures: "kind" (the model's name, `warp` or `copy`), "init" (name or stem of the
-    file), "frames" (K), "steps" (T). `warp` and `copy` have neither init nor steps: null. Methods are called by their
-    kind, with what else tells them apart: `dance`, `warp K=5`, `dance meta K=5 T=20`.
-    """
-
-    @property
-    def failures(self) -> list[dict[str, str]]:
-        return list(self["failures"])
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat record for each clip and method, the means last."""
-        parts = [*self["clips"], {"clip": "mean", "methods": self["mean"]}]
-        return [{"clip": p["clip"], "method": m} | figures for p in parts for m, figures in p["methods"].items()]
-
-    def columns(self) -> list[str]:
-        """The figures that are there, in their order."""
-        from .metrics import FIGURES
-        from .perceptual_metrics import FIGURES as PERCEPTUAL
-
-        return [f for f in (*FIGURES, *PERCEPTUAL) if any(f in row for row in self.rows())]
-
-    def markdown(self) -> str:
-        """The rows as a table."""
-        return _table(("clip", "method", *self.columns()), self.rows())
-
-    def page(self) -> str:
-        """All of it for people: the means as in MetaPix's Table 1, its curves, notes, failures, and all rows."""
-        heads = {"kind": "method", "frames": "K", "steps": "T"}
-        means = [{heads.get(k, k): v for k, v in row.items()} for row in self["mean"].values()]
-        parts = ["# Evaluation", _table(("method", "init", "K", "T", "clips", *self.columns()), means)]
-        parts += [f"![{title}]({name})" for name, (title, _, _) in self._curves().items()]
-        failures = [f"{f['clip']}{_with(f)}: {f['error']}" for f in self.failures]
-        for title, sentences in (("Notes", self["notes"]), ("Not measured", failures)):
-            parts += [f"## {title}", "\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
-        return "\n\n".join([*parts, "## All clips", self.markdown()]) + "\n"
-
-    def save(self, folder: Path) -> None:
-        """Write report.json, report.md and, where there are several K or T, k.png and t.png; each appears complete.
-
-        Curves over K are those of the default T if it was measured, else of the largest; curves over T likewise.
-        """
-        from .folders import replace_file
-        from .plots import curves
-
-        folder.mkdir(exist_ok=True)
-        self.save_json(folder / "report.json")
-        replace_file(folder / "report.md", self.page().encode())
-        for name, (title, x_label, panels) in self._curves().items():
-            curves(folder / name, panels, title=title, x_label=x_label, log_x=x_label == "T", dashed=("warp", "copy"))
-
-    def save_json(self, path: Path) -> None:
-        """Write all figures; the file appears when it is complete."""
-        from .folders import replace_file
-
-        replace_file(path, (json.dumps(self, indent=2) + "\n").encode())
-
-    def _curves(self) -> dict[str, tuple[str, str, Any]]:
-        """File name → its title, the name of x, and what `plots.curves` draws."""
-        found = {}
-        rows = self["mean"].values()
-        for name, letter, x, other, fixed in (
-            ("k.png", "K", "frames", "T", "steps"),
-            ("t.png", "T", "steps", "K", "frames"),
-        ):
-            xs = sorted({row[x] for row in rows} - {None})
-            if len(xs) > 1:
-                among = {row[fixed] for row in rows} - {None}
-                (usual,) = getattr(EvaluateOptions(), fixed)
-                at = usual if usual in among else max(among)
-                panels = {
-                    title: self._lines(figure, x, xs, fixed, at)
-                    for figure, title in PANELS.items()
-                    if figure in self.columns()
-                }
-                found[name] = f"Means over {letter} ({other} = {at})", letter, panels
-        return found
-
-    def _lines(self, figure: str, x: str, xs: list[int], fixed: str, at: int) -> dict[str, Any]:
-        """Label → points of `figure` over the setting `x`, where `fixed` is `at`. Rows without a setting (the baselines
-        have no T) are the same at all of its values."""
-        lines: dict[str, dict[int, float | None]] = {}
-        for row in self["mean"].values():
-            if row[fixed] in (at, None):
-                for place in xs if row[x] is None else [row[x]]:
-                    lines.setdefault(row["init"] or row["kind"], {})[place] = row[figure]
-        return {label: (sorted(line), [line[x] for x in sorted(line)]) for label, line in lines.items()}
-
-
-def _with(failure: Mapping[str, Any]) -> str:
-    return f" with K={failure['frames']}" if "frames" in failure else ""
-
-
-def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(key)) for key in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    labels: Path | None = None
 
 
 def check(options: EvaluateOptions) -> None:
@@ -213,6 +95,8 @@ def check(options: EvaluateOptions) -> None:
             raise UsageError(f"--{key} names {'one twice' if values else 'nothing'}.", "Name each value once.")
         for value in values:
             check_avatar(replace(_DEFAULT, **{key: value}))
+    for maps in options.labels:
+        check_avatar(replace(_DEFAULT, model=options.model, labels=maps))
 
 
 def label(init: str) -> str:
@@ -227,13 +111,14 @@ def evaluate(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Report:
-    """Measure the model and two baselines, `copy` and `warp`, on clips of one person each.
+    """Measure the model and two baselines, `copy` and `warp`, on clips of one person each; or the model and `copy` on
+    street scenes, with label maps.
 
     A clip is split; files called NAME_me and NAME_drive are a pair, and one of them stands for both. The user's avatars
     stay as they are; poses are cached as usual. Works with the environment variable RETARGET_HOME changed meanwhile.
 
     Args:
-        clips: videos.
+        clips: videos; of scenes, as in `prepare`.
         options: how; keyword arguments named like its fields change single ones.
         progress: is told what happens, and warned of every clip that cannot be measured.
 
@@ -241,19 +126,24 @@ def evaluate(
         The figures, and what failed.
 
     Raises:
-        RetargetError: options that cannot be, weights or a device that are missing; the first failure, when all clips
-            failed.
+        RetargetError: options that cannot be, other numbers of label maps than of scenes, weights or a device that are
+            missing; the first failure, when all clips failed.
     """
     from . import __version__, device, perceptual_metrics
 
     options = changed(options or EvaluateOptions(), changes)
     progress = progress or Silent()
     check(options)
-    chosen = pairs(clips)
+    if options.labels:
+        maps = with_maps([Path(c) for c in clips], [Path(m) for m in options.labels])
+        chosen = [Clip(name_of(path), path, labels=beside) for path, beside in maps.items()]
+    else:
+        chosen = pairs(clips)
     if not chosen:
         raise UsageError("There is nothing to measure.", "Give videos of one person each.")
     compute = device.choose(options.device, options.precision, progress=progress)
-    starts = {label(init): start(options.model, init, progress)[1] for init in options.init}
+    subject = "scene" if options.labels else "body"
+    starts = {label(init): start(options.model, init, progress, subject=subject)[1] for init in options.init}
     perceptual = perceptual_metrics.find(compute.device)
     notes = list(perceptual.notes)
     notes += [
@@ -332,15 +222,21 @@ def measure(
 
     Raises the first error when it is so with every K.
     """
-    me, truth = clip.path, clip.truth
-    if truth is None:
-        me, truth = split(clip.path, folder, options.split, progress)
+    from .streets import Film, opened
+
+    me, truth, maps = clip.path, clip.truth, None
+    if clip.labels is not None:
+        film, known = opened(expand([clip.path]), clip.labels)
+        me, truth = split(film, folder, options.split, progress)
+        maps = split_maps(known, folder, options.split)
+    elif truth is None:
+        me, truth = split(Film([clip.path]), folder, options.split, progress)
     done: dict[int, list[int]] = {}
     failed: dict[int, RetargetError] = {}
     methods: dict[str, dict[str, Any]] = {}
     for frames in options.frames:
         try:
-            done[frames], rows = _measure_frames(frames, me, truth, folder, options, perceptual, progress)
+            done[frames], rows = _measure_frames(frames, me, truth, maps, folder, options, perceptual, progress)
             methods |= rows
         except RetargetError as error:
             failed[frames] = error
@@ -355,12 +251,13 @@ def _measure_frames(
     frames: int,
     me: Path,
     truth: Path,
+    maps: tuple[Path, Path] | None,
     folder: Path,
     options: EvaluateOptions,
     perceptual: Perceptual,
     progress: Progress,
 ) -> tuple[list[int], dict[str, dict[str, Any]]]:
-    """The references and the rows of one K."""
+    """The references and the rows of one K; `maps`: of a scene, those of `me` and of `truth`."""
     from .drive import drive
     from .metrics import score
 
@@ -373,7 +270,7 @@ def _measure_frames(
         return folder / f"{name}.mp4"
 
     def judge(name: str, kind: str, init: str | None = None, steps: int | None = None) -> None:
-        figures = score(path(name), truth, options.every, progress).as_dict()
+        figures = score(path(name), truth, options.every, progress, people=maps is None).as_dict()
         figures |= perceptual.score(path(name), truth, options.every, progress)
         rows[name] = {"kind": kind, "init": init, "frames": frames, "steps": steps} | figures
         path(name).unlink()
@@ -384,48 +281,71 @@ def _measure_frames(
         model=options.model,
         seed=options.seed,
         crop="none",
+        labels=None if maps is None else str(maps[0]),
         name="evaluated",
         **compute,
     )
+    source = truth if maps is None else maps[1]
     known = gather([me], how, progress)
     for init, steps in product(options.init, options.steps):
         avatar = personalize(me, replace(how, steps=steps, init=init), progress=progress, gathered=known)
         name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
-        drive(avatar, truth, path(name), progress=progress, **same_place)
+        drive(avatar, source, path(name), progress=progress, **same_place)
         judge(name, options.model, label(init), steps)
     # The references are the same whatever is learned from them: the last avatar's do.
     warp, copied = (f"{kind} K={frames}" if len(options.frames) > 1 else kind for kind in ("warp", "copy"))
-    drive(unlearned(avatar, folder / warp), truth, path(warp), progress=progress, **same_place)
-    judge(warp, "warp")
-    copy(avatar, me, truth, path(copied), progress)
+    if maps is None:
+        drive(unlearned(avatar, folder / warp), truth, path(warp), progress=progress, **same_place)
+        judge(warp, "warp")
+    copy(avatar, me, source, path(copied), progress)
     judge(copied, "copy")
     return avatar.meta.extra["picked"], rows
 
 
-def split(path: Path, folder: Path, share: float, progress: Progress) -> tuple[Path, Path]:
-    """The first `share` of a video and the rest, losslessly coded (colours are rounded once more).
+def split(film: Film, folder: Path, share: float, progress: Progress) -> tuple[Path, Path]:
+    """The first `share` of a video or of pictures in a row, and the rest: videos, losslessly coded (colours are rounded
+    once more, and those of pictures halved in resolution).
 
     Raises UsageError when it has one frame only.
     """
-    from .video import open_reader, open_writer, probe, timestamps
+    from .video import open_writer, timestamps
 
-    info = probe(path)
-    if info.frames < 2:
-        raise UsageError(f"{path.name} has a single frame, which cannot be split.", "Use a video of some seconds.")
-    cut = min(max(1, round(info.frames * share)), info.frames - 1)
-    times = timestamps(path) if info.variable else None
+    if len(film) < 2:
+        raise UsageError(f"{film.name} has a single frame, which cannot be split.", "Use a video of some seconds.")
+    times = timestamps(film.video.path) if film.video is not None and film.video.variable else None
     out = folder / "first.mp4", folder / "rest.mp4"
-    progress.stage("Splitting", info.frames)
-    with open_reader(path) as frames:
-        for part, numbers in zip(out, (slice(0, cut), slice(cut, info.frames)), strict=True):
-            own = None if times is None else [t - times[numbers.start] for t in times[numbers]]
-            with open_writer(
-                part, (info.width, info.height), info.fps, crf=0, timestamps=own, colour=info.colour
-            ) as write:
-                for _ in range(numbers.start, numbers.stop):
-                    write(next(frames))
+    progress.stage("Splitting", len(film))
+    with closing(film.every(1)) as frames:
+        for part, numbers in zip(out, _parts(len(film), share), strict=True):
+            own = None if times is None else [times[i] - times[numbers[0]] for i in numbers]
+            with open_writer(part, film.size, film.fps, crf=0, timestamps=own, colour=film.colour) as write:
+                for frame in islice(frames, len(numbers)):
+                    write(frame)
                     progress.advance()
     return out
+
+
+def split_maps(maps: LabelMaps, folder: Path, share: float) -> tuple[Path, Path]:
+    """The same parts of label maps: folders of PNGs, as large as the videos that `split` makes."""
+    import numpy as np
+
+    from .labels import write_map
+
+    out = folder / "first", folder / "rest"
+    width, height = maps.size
+    every = maps.every(1)
+    for part, numbers in zip(out, _parts(len(maps), share), strict=True):
+        part.mkdir()
+        for i, classes in zip(numbers, every, strict=False):
+            even = np.pad(classes, ((0, height % 2), (0, width % 2)), "edge")  # as `open_writer`
+            write_map(part / f"{i}.png", even)
+    return out
+
+
+def _parts(count: int, share: float) -> tuple[range, range]:
+    """The numbers of the first `share` of two or more, and those of the rest."""
+    cut = min(max(1, round(count * share)), count - 1)
+    return range(cut), range(cut, count)
 
 
 def unlearned(avatar: Avatar, folder: Path) -> Avatar:
@@ -437,8 +357,27 @@ def unlearned(avatar: Avatar, folder: Path) -> Avatar:
     return Avatar.load(folder)
 
 
-def copy(avatar: Avatar, me: Path, truth: Path, out: Path, progress: Progress) -> None:
-    """Write a video that shows, for each frame of `truth`, the reference with the nearest pose, untouched.
+def copy(avatar: Avatar, me: Path, source: Path, out: Path, progress: Progress) -> None:
+    """Write a video that shows, for each frame of `source`, the reference with the nearest pose, untouched; or, for
+    each label map of a folder, the reference whose map agrees with it in most pixels."""
+    from .video import open_reader, open_writer, probe, timestamps
+
+    picked: list[int] = avatar.meta.extra["picked"]
+    with open_reader(me, size=avatar.size) as frames:
+        pictures = {i: frame for i, frame in enumerate(frames) if i in picked}
+    if source.is_dir():
+        nearest, fps, times = _nearest_maps(avatar, source), avatar.fps, None
+    else:
+        info = probe(source)
+        nearest, fps = _nearest_poses(avatar, source, progress), info.fps
+        times = timestamps(source) if info.variable else None
+    with open_writer(out, avatar.size, fps, timestamps=times) as write:
+        for k in nearest:
+            write(pictures[picked[k]])
+
+
+def _nearest_poses(avatar: Avatar, source: Path, progress: Progress) -> list[int]:
+    """Of each frame, the number of the reference with the nearest pose.
 
     Poses are compared without the body's place and size: mean distance of the joints, in metres, from the mid hip.
     """
@@ -448,22 +387,22 @@ def copy(avatar: Avatar, me: Path, truth: Path, out: Path, progress: Progress) -
     from .pose import estimate
     from .references import stored_track
     from .types import PoseTrack
-    from .video import open_reader, open_writer, probe, timestamps
 
     def shape(track: PoseTrack) -> Any:
         body = track.body[:, :, :2] - track.body[:, 23:25, :2].mean(1, keepdims=True)
         return body / parts.body_scale(track.body)[:, None, None]
 
-    picked: list[int] = avatar.meta.extra["picked"]
-    with open_reader(me, size=avatar.size) as frames:
-        pictures = {i: frame for i, frame in enumerate(frames) if i in picked}
-    track = motion.scale_to(motion.fill_gaps(estimate(truth, progress=progress)), avatar.size)
+    track = motion.scale_to(motion.fill_gaps(estimate(source, progress=progress)), avatar.size)
     known = shape(stored_track(avatar.tensors(), "pose"))
-    nearest = [int(np.linalg.norm(known - pose, axis=-1).mean(-1).argmin()) for pose in shape(track)]
-    times = timestamps(truth) if probe(truth).variable else None
-    with open_writer(out, avatar.size, track.fps, timestamps=times) as write:
-        for k in nearest:
-            write(pictures[picked[k]])
+    return [int(np.linalg.norm(known - pose, axis=-1).mean(-1).argmin()) for pose in shape(track)]
+
+
+def _nearest_maps(avatar: Avatar, source: Path) -> list[int]:
+    """Of each label map, the number of the reference whose map agrees with it in most pixels."""
+    from .labels import LabelMaps
+
+    known = avatar.tensors()["labels"]
+    return [int((known == one).mean((1, 2)).argmax()) for one in LabelMaps(source, size=avatar.size).every(1)]
 
 
 @contextmanager

@@ -152,22 +152,30 @@ def drive(avatar: Avatar, source: Path, out: Path, options: DriveOptions, comput
 
 
 def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) -> Need:
-    """Of `retarget evaluate`: for each start, K and T an avatar and a drive, and for each K the two baselines."""
+    """Of `retarget evaluate`: for each start, K and T an avatar and a drive, and for each K the baselines."""
     import tempfile
 
+    from .training.prepare import with_maps
+
     frames, pixels = 0.0, 0.0
-    infos = [info for path in clips if (info := _probe(path)) is not None]
+    if options.labels:
+        clips = list(with_maps(clips, [Path(maps) for maps in options.labels]))
+        infos = [_scene(path) for path in clips]
+    else:
+        infos = [info for path in clips if (info := _probe(path)) is not None]
     for info in infos:
         frames += info.fps * info.duration
         pixels = max(pixels, _area(info.width, info.height, options.size))
     runs = len(options.init) * len(options.frames) * len(options.steps)
-    rendered = frames * (1 - options.split) * (runs + len(options.frames))
+    warped = 0 if options.labels else len(options.frames)
+    rendered = frames * (1 - options.split) * (runs + warped)
+    posed = 0.0 if options.labels else frames
     steps = len(clips) * len(options.init) * len(options.frames) * sum(options.steps)
     longest = max((info.fps * info.duration * info.width * info.height for info in infos), default=0.0)
     return Need(
         "evaluate",
-        {"pose": (frames, 1.0), "picture": (rendered, pixels / 1e6), "step": (steps, 1.0)},
-        _making(max(options.frames), pixels, frames),
+        {"pose": (posed, 1.0), "picture": (rendered, pixels / 1e6), "step": (steps, 1.0)},
+        _making(max(options.frames), pixels, posed),
         LOSSLESS * longest / 1e6 + 50e6,
         Path(tempfile.gettempdir()),
         machine(compute, options.model),
@@ -233,6 +241,15 @@ def _poses(path: Path, person: str, start: float, end: float | None, restart: bo
     from .pose import PoseOptions, remaining
 
     return remaining(path, PoseOptions(person=person, irises=irises), start=start, end=end, restart=restart)
+
+
+def _scene(path: Path) -> _Info:
+    """What a scene is like, a video or a folder of pictures."""
+    from .personalize import expand
+    from .streets import Film
+
+    film = Film(expand([path]))
+    return _Info(float(film.fps), len(film) / float(film.fps), *film.size)
 
 
 def _maps(folder: Path, fps: float) -> _Info:

@@ -112,6 +112,11 @@ def read_map(path: Path) -> Classes:
     return np.asarray(numbers, np.uint8)
 
 
+def write_map(path: Path, classes: Classes) -> None:
+    """Write classes (H, W) as a PNG with one number per pixel."""
+    path.write_bytes(cv2.imencode(".png", classes)[1].tobytes())
+
+
 def _head(data: bytes) -> tuple[int, int]:
     """Bits per channel and kind of colours of a PNG. Raises ValueError or LookupError for anything else."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):

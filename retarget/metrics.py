@@ -64,12 +64,15 @@ class Scores:
         return {k: None if np.isnan(v) else round(v, 4) for k, v in asdict(self).items()}
 
 
-def score(produced: str | Path, truth: str | Path, every: int = 1, progress: Progress | None = None) -> Scores:
+def score(
+    produced: str | Path, truth: str | Path, every: int = 1, progress: Progress | None = None, *, people: bool = True
+) -> Scores:
     """Compare two videos frame by frame, as far as both go; frames of another size are scaled to the true ones'.
 
     Args:
         produced, truth: the videos.
         every: look at every so many-th frame only; differences are still those of consecutive frames.
+        people: whether persons are looked for; without any, nothing but whole frames is measured.
 
     Raises:
         InputError, VideoError: a video that cannot be read, or is smaller than a window of SSIM.
@@ -87,11 +90,12 @@ def score(produced: str | Path, truth: str | Path, every: int = 1, progress: Pro
     rows: list[dict[str, float]] = []
     progress.stage(f"Measuring {Path(produced).name}", count)
     with open_reader(produced) as ps, open_reader(truth) as ts, _Judge() as judge:
+        nobody = None if people else Sight(None, None, None)
         before: tuple[Image, Image] | None = None
         for i, (p, t) in enumerate(islice(zip(ps, ts, strict=False), count)):
             if i % every == 0:
                 p = _sized(p, t)
-                row = measure(p, t, judge(p, t))
+                row = measure(p, t, nobody or judge(p, t))
                 if before is not None:
                     row["diff_mse"] = difference_mse((_sized(before[0], t), p), (before[1], t))
                 rows.append(row)

@@ -7,7 +7,7 @@ whole picture.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -239,7 +239,7 @@ class Film:
                 )
         return found
 
-    def every(self, step: int) -> Iterator[Image]:
+    def every(self, step: int) -> Generator[Image, None, None]:
         """Every so many-th picture from the first on. Raises InputError when they are not all of one size."""
         if self.video is None:
             for n in range(0, len(self), step):

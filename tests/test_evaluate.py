@@ -23,6 +23,7 @@ from retarget.folders import avatars_dir, cache_dir
 from retarget.metrics import FIGURES, Scores
 from retarget.perceptual_metrics import Perceptual
 from retarget.personalize import PersonalizeOptions
+from retarget.streets import Film
 from retarget.types import Image, PoseTrack, Silent
 from retarget.video import open_reader, open_writer, probe, timestamps
 
@@ -79,7 +80,7 @@ def test_pairs(tmp_path: Path) -> None:
 def test_split_loses_next_to_nothing(example_me: Path, tmp_path: Path) -> None:
     frames = read(example_me, start=3, end=3.5)
     clip = write(tmp_path / "clip.mp4", frames)
-    first, rest = evaluating.split(clip, tmp_path, 0.6, Silent())
+    first, rest = evaluating.split(Film([clip]), tmp_path, 0.6, Silent())
     assert (probe(first).frames, probe(rest).frames) == (7, 5)
     assert probe(rest).fps == 25
     error = np.subtract(read(first) + read(rest), read(clip), dtype=float)
@@ -90,7 +91,7 @@ def test_split_loses_next_to_nothing(example_me: Path, tmp_path: Path) -> None:
 def test_split_keeps_the_times_of_a_variable_rate(tmp_path: Path) -> None:
     times = [0, 0.04, 0.12, 0.16, 0.3, 0.34]
     clip = write(tmp_path / "clip.mp4", [flat(40 * i) for i in range(6)], timestamps=times)
-    first, rest = evaluating.split(clip, tmp_path, 0.5, Silent())
+    first, rest = evaluating.split(Film([clip]), tmp_path, 0.5, Silent())
     assert timestamps(first) == pytest.approx([0, 0.04, 0.12], abs=1e-3)
     assert timestamps(rest) == pytest.approx([0, 0.14, 0.18], abs=1e-3)
 
@@ -98,14 +99,14 @@ def test_split_keeps_the_times_of_a_variable_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("share", "counts"), [(0.01, (1, 3)), (0.99, (3, 1))])
 def test_both_parts_have_a_frame(tmp_path: Path, share: float, counts: tuple[int, int]) -> None:
     clip = write(tmp_path / "clip.mp4", [flat(50 * i) for i in range(4)])
-    parts = evaluating.split(clip, tmp_path, share, Silent())
+    parts = evaluating.split(Film([clip]), tmp_path, share, Silent())
     assert tuple(probe(p).frames for p in parts) == counts
 
 
 def test_one_frame_cannot_be_split(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mkv", [flat(9)])
     with pytest.raises(UsageError, match=r"clip\.mkv"):
-        evaluating.split(clip, tmp_path, 0.5, Silent())
+        evaluating.split(Film([clip]), tmp_path, 0.5, Silent())
 
 
 # The baselines.
@@ -280,7 +281,7 @@ def test_a_start_from_nothing_is_told(
     measured: Callable[[dict[str, Any]], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = {"random": None, "pretrain": None, "meta": "abc"}
-    monkeypatch.setattr(evaluating, "start", lambda model, init, progress: (None, digests[init], {}))
+    monkeypatch.setattr(evaluating, "start", lambda model, init, progress, subject: (None, digests[init], {}))
     report = evaluate(measured({"a": {"dance": row(1.0)}}), init=("random", "pretrain", "meta"))
     assert report["weights"] == digests
     assert [n for n in report["notes"] if "nothing learned" in n] == [
@@ -331,7 +332,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             made.append(out.stem)
             out.touch()
 
-        def score(produced: Path, *_: Any) -> Scores:
+        def score(produced: Path, *_: Any, **__: Any) -> Scores:
             assert produced.exists()
             return Scores(3, 3, *[float(len(made))] * len(FIGURES))
 

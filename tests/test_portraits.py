@@ -188,14 +188,14 @@ def test_few_shot_vid2vid_draws_from_faces(mine, theirs, puppet, tmp_path, monke
     talk = puppet.track(*bodies, details=True)
     source = save_motion(puppet.with_irises(talk) if mine else talk, tmp_path / "talk.npz")
     drawn, points = [], set()
-    plain = few_shot_vid2vid.face_lines
+    plain = few_shot_vid2vid.model.face_lines
 
     def watched(face, *size, **how):
         points.add(face.shape[1])
         drawn.append(plain(face, *size, **how))
         return drawn[-1]
 
-    monkeypatch.setattr(few_shot_vid2vid, "face_lines", watched)
+    monkeypatch.setattr(few_shot_vid2vid.model, "face_lines", watched)
     out = drive(avatar, source, tmp_path / "out.mp4", paste_back=True, device="cpu")
     assert (probe(out).frames, probe(out).width, probe(out).height) == (4, 160, 200)
     assert len(drawn) == 1 + 4  # the references', then each frame's

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from retarget import DriveOptions, device, drive, forecast, personalize, streets, weights
+from retarget import DriveOptions, device, drive, forecast, metrics, personalize, streets, weights
 from retarget.avatar import Avatar
 from retarget.cli import _config, main
 from retarget.errors import AvatarError, InputError, UsageError
-from retarget.labels import coloured
+from retarget.evaluate import EvaluateOptions, evaluate, split, split_maps
+from retarget.labels import coloured, read_map
 from retarget.models import build
 from retarget.personalize import PersonalizeOptions, gather, start
 from retarget.pose import save_motion
@@ -275,6 +276,99 @@ def test_a_damaged_avatar(avatars, tmp_path):
     (folder / "avatar.json").write_text(json.dumps(meta))
     with pytest.raises(AvatarError, match="of different kinds"):
         drive(folder, write(tmp_path, range(2), pictures=False) / "maps", tmp_path / "out.mp4", **CPU)
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def test_a_street_is_measured(untrained, tmp_path, monkeypatch, capfd):
+    """A video and a folder of pictures, whose maps are found by their names, and one scene without any."""
+    times = range(0, 36, 3)
+    for name in ("a", "b", "c"):
+        write(tmp_path / name, times)
+    for kind in ("pictures", "maps"):
+        (tmp_path / kind).mkdir()
+        for name in ("a", "b", "c"):
+            (tmp_path / name / kind).rename(tmp_path / kind / name)
+    (tmp_path / "maps" / "c").rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "pictures" / "a")
+    with open_writer(tmp_path / "pictures" / "a.mp4", SIZE, Fraction(12), crf=4) as film:
+        for t in times:
+            film(scene(t)[0])
+    monkeypatch.setattr(metrics._Judge, "__call__", lambda *_: pytest.fail("a person is looked for"))
+    monkeypatch.chdir(tmp_path)
+    words = f"evaluate pictures --labels maps --model few-shot-vid2vid --init {untrained} --frames 1,2 --steps 1"
+    words += " --split 0.75 --size 64 --device cpu --precision fp32 --out report"
+    assert main(words.split()) == 1
+    report = json.loads(Path("report/report.json").read_text())
+    (missing,) = report["failures"]
+    assert (missing["clip"], missing["error"]) == ("c", "There is no file maps/c.")
+    assert [line["clip"] for line in report["clips"]] == ["a", "b"]
+    whole = {"psnr", "ssim", "mse", "diff_mse"}
+    for line in report["clips"]:
+        rows = line["methods"]
+        drawn = "few-shot-vid2vid tiny K={} T=1"
+        assert list(rows) == [drawn.format(1), "copy K=1", drawn.format(2), "copy K=2"]
+        for row in rows.values():
+            assert (row["frames_produced"], row["frames_truth"]) == (3, 3)
+            assert {key for key in metrics.FIGURES if row[key] is not None} == whole
+        known = [times[i] for i in line["references"]]
+        assert len(known) == 2
+        assert max(known) < times[9]
+        errors = []
+        for t in times[9:]:
+            nearest = max(known, key=lambda k: (scene(k)[1] == scene(t)[1]).mean())
+            errors.append(np.square(scene(nearest)[0].astype(float) - scene(t)[0]).mean())
+        assert rows["copy K=2"]["mse"] == pytest.approx(np.mean(errors), rel=0.1)
+    page = Path("report/report.md").read_text()
+    assert "face_ssim" not in page
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_maps_are_split_without_loss(tmp_path):
+    """As large as the videos that their pictures become, of which both sides are even."""
+    for name, which in (("pictures", 0), ("maps", 1)):
+        (tmp_path / name).mkdir()
+        for t in range(4):
+            cv2.imwrite(str(tmp_path / name / f"{t}.png"), scene(t)[which][:-1, :-1])
+    film, maps = streets.opened(list((tmp_path / "pictures").iterdir()), tmp_path / "maps")
+    me, truth = split(film, tmp_path, 0.7, Silent())
+    first, rest = split_maps(maps, tmp_path, 0.7)
+    assert [len(streets.opened([part], beside)[0]) for part, beside in ((me, first), (truth, rest))] == [3, 1]
+    for t, path in enumerate([*sorted(first.iterdir()), *sorted(rest.iterdir())]):
+        labels = read_map(path)
+        assert labels.shape == (64, 96)
+        assert np.array_equal(labels[:-1, :-1], scene(t)[1][:-1, :-1])
+        assert np.array_equal(labels[:-1, -1], labels[:-1, -2])
+
+
+def test_what_measuring_takes(street):
+    """No poses, and no `warp`."""
+    options = EvaluateOptions(
+        frames=(1, 2), steps=(0, 3), split=0.75, size=64, model="few-shot-vid2vid", labels=(str(street / "maps"),)
+    )
+    need = forecast.evaluate([street / "pictures"], options, device.choose("cpu"))
+    assert need.stages == {
+        "pose": (0.0, 1.0), "picture": (pytest.approx(12), pytest.approx(0.096 * 0.064)), "step": (6, 1.0)
+    }  # fmt: skip
+
+
+def test_scenes_that_cannot_be_measured(street, untrained, tmp_path):
+    pictures, maps = street / "pictures", str(street / "maps")
+    how = {"model": "few-shot-vid2vid", "init": str(untrained), **CPU}
+    with pytest.raises(UsageError, match="The model dance draws people, and no label maps"):
+        evaluate([pictures], labels=maps)
+    with pytest.raises(InputError, match="no file or folder nowhere"):
+        evaluate([pictures], labels="nowhere", **how)
+    with pytest.raises(UsageError, match=r"--labels \(2\) and of scenes or folders of them \(1\) differ"):
+        evaluate([pictures], labels=(maps, maps), **how)
+    few = write(tmp_path, range(3))
+    with pytest.raises(InputError, match="pictures has 12 pictures, and maps has 3 label maps") as e:
+        evaluate([pictures], labels=str(few / "maps"), **how)
+    assert "one map per picture" in e.value.remedy
+    one = write(tmp_path / "one", range(1))
+    with pytest.raises(UsageError, match=r"street_0\.png has a single frame"):
+        evaluate([one / "pictures"], labels=str(one / "maps"), **how)
 
 
 # ------------------------------------------------------------------------------------------------ references

@@ -1,4 +1,4 @@
-"""The models, by name. A new one is one file, one line here and one entry in the weights' manifest."""
+"""The models, by name. A new one is one module, one line here and one entry in the weights' manifest."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def prepare(
     """
     options, progress, out = options or PrepareOptions(), progress or Silent(), Path(out)
     given = [Path(c) for c in clips]
-    maps = _scenes(given, [Path(m) for m in options.labels]) if options.labels else {}
+    maps = with_maps(given, [Path(m) for m in options.labels]) if options.labels else {}
     paths = list(maps) or _videos(given)
     facts = _table(options, paths)
     for path, beside in maps.items():
@@ -213,8 +213,11 @@ def _named(paths: Sequence[Path]) -> list[Path]:
     return list(seen.values())
 
 
-def _scenes(clips: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
-    """Each scene, a video or a folder of pictures, and where its label maps should be."""
+def with_maps(clips: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
+    """Each scene, a video or a folder of pictures, and where its label maps should be: see `PrepareOptions.labels`.
+
+    Raises InputError for what does not exist, UsageError for numbers that differ, maps of two scenes, no scenes.
+    """
     from ..video import pictures_in
 
     for path in (*clips, *labels):
@@ -235,7 +238,7 @@ def _scenes(clips: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
         found += inside
         beside |= {scene: _maps_of(scene, maps) for scene in inside}
     if not found:
-        raise UsageError("There are no scenes to pack.", "Give videos, folders of pictures, or folders of these.")
+        raise UsageError("There are no scenes.", "Give videos, folders of pictures, or folders of these.")
     scenes = _named(found)
     taken: dict[Path, Path] = {}
     for scene in scenes:

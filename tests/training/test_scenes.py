@@ -254,7 +254,7 @@ def test_scenes_and_maps_that_cannot_be(tmp_path):
     for clips, labels in (([pictures, tmp_path / "missing"], maps), ([pictures], tmp_path / "missing")):
         with pytest.raises(InputError, match=r"no file or folder .*missing"):
             pack(clips, labels)
-    with pytest.raises(UsageError, match="no scenes to pack"):
+    with pytest.raises(UsageError, match="There are no scenes"):
         pack([tmp_path / "nothing"], maps)
     with pytest.raises(UsageError, match="have one name"):
         pack([pictures / "a", maps / "a"], maps / "a", maps / "b")
