@@ -37,7 +37,8 @@ SMALLEST = 16
 HOME = 1080
 """The most pixels of the short side of the picture that a square around a head is from."""
 MASS = {
-    "head": 9.0, "torso": 11.0, "upper_arm": 1.7, "lower_arm": 0.8, "upper_leg": 4.8, "lower_leg": 2.3, "hand": 0.5, "foot": 1.8,
+    "head": 9.0, "torso": 11.0, "upper_arm": 1.7, "lower_arm": 0.8, "hand": 0.5, "upper_leg": 4.8, "lower_leg": 2.3,
+    "foot": 1.8,
 }  # fmt: skip
 """How much is seen of it when a part is shown in another pose than it was filmed in: its pixels times the error that
 comes with each unit of feature distance, as measured on synthetic people (`parts.errors`); the head's twice that."""
