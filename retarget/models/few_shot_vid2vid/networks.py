@@ -26,7 +26,7 @@ def _conv(
     return spectral_norm(conv) if c.spectral else conv
 
 
-def _block(c: FewShotConfig, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def convolution(c: FewShotConfig, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, normalisation (of the whole picture, so that what tells its channels apart stays), leaky ReLU."""
     norm = nn.BatchNorm2d(outputs) if c.norm == "batch" else nn.GroupNorm(1, outputs)
     return nn.Sequential(_conv(c, inputs, outputs, stride=stride), norm, nn.LeakyReLU(SLOPE))
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, c: FewShotConfig, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_block(c, channels, channels), _block(c, channels, channels))
+        self.body = nn.Sequential(convolution(c, channels, channels), convolution(c, channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
@@ -73,11 +73,11 @@ class FlowNetwork(nn.Module):
         super().__init__()
         widths = [min(c.flow_width << level, c.widest) for level in range(c.flow_downs + 1)]
         self.down = nn.Sequential(
-            _block(c, inputs, widths[0]),
-            *(_block(c, a, b, stride=2) for a, b in pairwise(widths)),
+            convolution(c, inputs, widths[0]),
+            *(convolution(c, a, b, stride=2) for a, b in pairwise(widths)),
             *(ResidualBlock(c, widths[-1]) for _ in range(c.flow_blocks)),
         )
-        self.up = nn.ModuleList(_block(c, a, b) for a, b in pairwise(reversed(widths)))
+        self.up = nn.ModuleList(convolution(c, a, b) for a, b in pairwise(reversed(widths)))
         self.head = zero_(nn.Conv2d(widths[0], 3, 3, 1, 1))
         self.new = new
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FewShotConfig
-from .networks import SLOPE, _block
+from .networks import SLOPE, convolution
 
 
 class WeightGenerator(nn.Module):
@@ -54,12 +54,12 @@ class WeightGeneration(nn.Module):
         widths = c.channels
         self.grid, self.rows = c.grid, widths[1 : c.adaptive + 1]
         self.features = nn.ModuleList(  # E_F: q^l has the channels of what comes into H^l
-            nn.Sequential(*([] if level else [_block(c, c.layers, widths[0])]), _block(c, a, b, stride=2))
+            nn.Sequential(*([] if level else [convolution(c, c.layers, widths[0])]), convolution(c, a, b, stride=2))
             for level, (a, b) in enumerate(zip(widths, self.rows, strict=False))
         )
         self.keys = nn.Sequential(  # E_A
-            _block(c, c.maps, widths[0]),
-            *(_block(c, a, b, stride=2) for a, b in pairwise(widths[: c.keys + 1])),
+            convolution(c, c.maps, widths[0]),
+            *(convolution(c, a, b, stride=2) for a, b in pairwise(widths[: c.keys + 1])),
         )
         self.perceptrons = nn.ModuleList()
         for level, width in enumerate(widths[: c.levels]):

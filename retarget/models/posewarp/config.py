@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .joints import JOINTS, _half, heat_maps
+from .joints import JOINTS, halved, heat_maps
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PosewarpCondition(NamedTuple):
     @property
     def maps(self) -> Tensor:
         """(B, 14, ⌈h / 2⌉, ⌈w / 2⌉) float32 in 0..1: the joints' heat maps."""
-        return heat_maps(self.joints, _half(self.small))
+        return heat_maps(self.joints, halved(self.small))
 
 
 class Pair(NamedTuple):
@@ -65,7 +65,7 @@ class Pair(NamedTuple):
     @property
     def maps(self) -> Tensor:
         """(B, 28, ⌈h / 2⌉, ⌈w / 2⌉): heat maps of the driving pose, of the reference's."""
-        small = _half((self.source.shape[2], self.source.shape[3]))
+        small = halved((self.source.shape[2], self.source.shape[3]))
         return torch.cat([heat_maps(joints, small) for joints in (self.driving, self.known)], 1)
 
     @property

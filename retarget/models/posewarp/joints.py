@@ -54,7 +54,7 @@ def heat_maps(joints: Tensor, half: tuple[int, int]) -> Tensor:
     Returns:
         (B, 14, h, w) float32 in 0..1; zero for what was not found.
     """
-    sigma = (DOT * _scale_or(joints, 2 * half[0]) / 2).clamp_min(0.7)[:, None, None]
+    sigma = (DOT * scale_or(joints, 2 * half[0]) / 2).clamp_min(0.7)[:, None, None]
     x, y = (joints[..., i : i + 1].float() / 2 for i in (0, 1))
     rows, columns = (
         torch.exp(-0.5 * ((torch.arange(n, device=joints.device) + 0.5 - at) / sigma) ** 2)
@@ -65,16 +65,16 @@ def heat_maps(joints: Tensor, half: tuple[int, int]) -> Tensor:
     return rows[..., :, None] * columns[..., None, :]
 
 
-def _scaled(joints: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+def scaled(joints: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Joints (..., 3) of a picture of `size` (height, width) in one of another: z follows the width."""
     x, y = to[1] / size[1], to[0] / size[0]
     return joints * joints.new_tensor([x, y, x])
 
 
-def _scale_or(joints: Tensor, height: int) -> Tensor:
+def scale_or(joints: Tensor, height: int) -> Tensor:
     """(B,): pixels per metre; of an unknown body, half of the picture's height."""
     return body_scale(joints.float()).nan_to_num(height / 2)
 
 
-def _half(size: tuple[int, int]) -> tuple[int, int]:
+def halved(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // 2), -(-size[1] // 2)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Pair
-from .joints import LIMBS, _scale_or
+from .joints import LIMBS, scale_or
 
 ENDS = (
     tuple((limb[: len(limb) // 2] * 2)[:2] for limb in LIMBS),
@@ -30,7 +30,7 @@ def limb_priors(joints: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, 10, h, w) float32; -1e4 for a limb that was not found.
     """
-    metre = _scale_or(joints, size[0])[:, None]
+    metre = scale_or(joints, size[0])[:, None]
     ends = torch.stack([joints[:, end, :2].float().mean(2) for end in ENDS], 2)
     known = ends.isfinite().flatten(2).all(2)
     start, end = ends.nan_to_num(0.0).unbind(2)

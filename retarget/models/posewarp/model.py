@@ -13,9 +13,9 @@ from ..layers import resized, within, zero_
 from ..losses import VGG19
 from ..trust import settled
 from .config import Pair, PosewarpCondition, PosewarpConfig, PosewarpState, Sources
-from .joints import JOINTS, LIMBS, MIRRORED, _scaled, body_scale, joints_of
+from .joints import JOINTS, LIMBS, MIRRORED, body_scale, joints_of, scaled
 from .limbs import limb_priors, moved_limbs
-from .networks import PairCritic, PoseUNet, _begin
+from .networks import PairCritic, PoseUNet, glorot
 from .objective import PosewarpObjective
 
 STICKY = 0.01
@@ -52,7 +52,7 @@ class Posewarp(RetargetModel):
         self.filled = nn.Conv2d(width, 3, 3, 1, 1) if whole else None
         self.moves_pixels = not whole
         self.register_buffer("trust", torch.ones(len(TRUSTED)))
-        _begin(self)
+        glorot(self)
         zero_(self.masks)  # the prior is a sane segmentation
         if not whole:
             zero_(self.colour)
@@ -68,7 +68,7 @@ class Posewarp(RetargetModel):
 
     def condition(self, poses: Poses, size: tuple[int, int], previous: Any = None) -> PosewarpCondition:
         small = within(size, self.config.side)
-        return PosewarpCondition(_scaled(joints_of(poses.body[:, -1]), poses.picture, small), small, size)
+        return PosewarpCondition(scaled(joints_of(poses.body[:, -1]), poses.picture, small), small, size)
 
     def encode(self, references: References) -> Sources:
         device, size = references.rgb.device, (references.rgb.shape[3], references.rgb.shape[4])
@@ -76,7 +76,7 @@ class Posewarp(RetargetModel):
         return Sources(
             references.rgb.float() / 2 + 0.5,
             references.matte.to(device).float(),
-            _scaled(joints, references.poses.picture, size),
+            scaled(joints, references.poses.picture, size),
             references.plate.float() / 2 + 0.5,
             True,
         )
@@ -152,7 +152,7 @@ class Posewarp(RetargetModel):
         size = (rgb.shape[2], rgb.shape[3])
         source = resized(torch.cat([rgb, matte], 1), condition.small)
         plate = resized(identity.plate, condition.small).expand(count, -1, -1, -1)
-        return Pair(source, torch.cat([condition.joints, _scaled(joints, size, condition.small)], 1), plate)
+        return Pair(source, torch.cat([condition.joints, scaled(joints, size, condition.small)], 1), plate)
 
     def _masks(self, pair: Pair) -> Tensor:
         """(B, 11, h, w): how much of each pixel of the reference is the scene, and each limb (§3.1)."""

@@ -61,7 +61,7 @@ class PairCritic(nn.Module):
             _conv(c, c), nn.MaxPool2d(2), _conv(c, c), nn.AdaptiveAvgPool2d(8), nn.Flatten(),
             nn.Linear(64 * c, c), nn.ReLU(), nn.Linear(c, c), nn.ReLU(), nn.Linear(c, 1),
         )  # fmt: skip
-        _begin(self)
+        glorot(self)
 
     def forward(self, rgb: Tensor, maps: Tensor) -> Tensor:
         x = F.max_pool2d(self.first(rgb), 2, ceil_mode=True)
@@ -73,7 +73,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Seq
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.LeakyReLU(0.2))
 
 
-def _begin(net: nn.Module) -> None:
+def glorot(net: nn.Module) -> None:
     """Fresh weights as the paper's library draws them (Glorot, uniform)."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
