@@ -22,7 +22,7 @@ from .labels import MOST, NONE, LabelTrack
 from .models.base import Labels, Poses, References
 from .pose import PoseOptions, crowded, crowds, estimate, estimate_images
 from .pose.base import empty_track, person_point, seen
-from .skeleton import PARTS, REFINED_POINTS, J
+from .skeleton import REFINED_POINTS, J
 from .types import Array, Image, PoseTrack, Progress
 from .video import Colour, open_reader, probe, read_image
 
@@ -36,12 +36,6 @@ SMALLEST = 16
 """Pixels of the short side, below which nobody can be seen."""
 HOME = 1080
 """The most pixels of the short side of the picture that a square around a head is from."""
-MASS = {
-    "head": 9.0, "torso": 11.0, "upper_arm": 1.7, "lower_arm": 0.8, "hand": 0.5, "upper_leg": 4.8, "lower_leg": 2.3,
-    "foot": 1.8,
-}  # fmt: skip
-"""How much is seen of it when a part is shown in another pose than it was filmed in: its pixels times the error that
-comes with each unit of feature distance, as measured on synthetic people (`parts.errors`); the head's twice that."""
 KEPT_POSES = 240
 """Poses of the person that an avatar keeps, to measure the body by."""
 
@@ -307,8 +301,7 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     """The `count` pictures that show the person best, for all the poses of the track.
 
     Greedy facility location: each picture added lessens the sum, over all different poses and body parts, of the
-    distance to the most similar chosen picture; blurred, cut off or hidden parts count as more distant. Parts count by
-    how much is seen of it (`MASS`).
+    distance to the most similar chosen picture; blurred, cut off or hidden parts count as more distant.
 
     Args:
         track: N candidates, all with a body.
@@ -329,11 +322,10 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     # Poses that are held or repeated count once: what the person looks like matters, not for how long.
     looks_alike = (np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1).mean(2) < 0.25).sum(1)
     weight = 1 / np.sqrt(looks_alike)
-    mass = np.array([MASS[part.removeprefix("left_").removeprefix("right_")] for part in PARTS])
     best = np.full(cost[:, 0].shape, 4.0)
     chosen: list[int] = []
     for _ in range(min(count, len(track))):
-        gain = np.einsum("tkp,t,p->k", np.minimum(cost, best[:, None]), weight, mass)
+        gain = np.einsum("tkp,t->k", np.minimum(cost, best[:, None]), weight)
         gain[chosen] = np.inf
         chosen.append(int(gain.argmin()))
         best = np.minimum(best, cost[:, chosen[-1]])

@@ -183,18 +183,6 @@ def test_of_equal_poses_the_whole_person_is_chosen(puppet):
     assert choose(puppet.track(*bodies), np.ones(3), 1) == [1]
 
 
-def test_a_turned_head_is_worth_more_than_moved_arms(puppet, monkeypatch):
-    """Both arms move, but where the head looks is seen more."""
-    away = puppet.body()
-    away[0, :3] += (6, 0, 6)  # the nose
-    bodies = [puppet.body(), puppet.body((27, 25)), puppet.body((150, 150), (150, 150)), away]
-    chosen = choose(puppet.track(*bodies), np.ones(4), 2)
-    assert chosen[0] in (0, 1)
-    assert chosen[1] == 3
-    monkeypatch.setattr(module, "MASS", dict.fromkeys(module.MASS, 1.0))
-    assert choose(puppet.track(*bodies), np.ones(4), 2)[1] == 2
-
-
 def test_never_more_than_there_are_and_none_twice(puppet):
     bodies = [puppet.body((angle, 20)) for angle in range(0, 100, 20)]
     for count in (1, 4, 5, 9):
