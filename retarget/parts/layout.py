@@ -63,23 +63,22 @@ def lay_out(
     cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None, judge: Judge | None = None
 ) -> tuple[Layout, LayoutState]:
     """Choose references, transforms and order for one driving pose (N = 1). What `judge` makes of the `clues` is added
-    to each reference's cost."""
+    to what a limb costs."""
     refs = cutouts.skeleton
     moves = affines(refs, pose)[0]
-    price = cost(cutouts, pose)
+    # A part that was not found has no preference.
+    price = np.nan_to_num(cost(cutouts, pose))
+    kept = np.zeros_like(price) if state is None else STICKY * state.mix
+    # Head and torso first, by the rule: what a limb is rather taken from, or was, is no reason for them to change.
+    trunk = price.copy()
+    trunk[list(TRUNK)] -= kept[list(TRUNK)]
+    chosen = choose(trunk)
+    price = price - kept + cutouts.blame
     if judge is not None:
         price = price + judge(clues(cutouts, pose, moves))
-    if state is not None:
-        price = price - STICKY * state.mix
-    # A part that was not found has no preference.
-    price = np.nan_to_num(price)
+    for part in TRUNK:
+        price[part] = np.where(np.arange(len(refs)) == chosen[part], 0, np.inf)
     chosen = choose(price)
-    if cutouts.blame.any():
-        # Head and torso stay where they are: the limbs' preferences are not theirs.
-        price = price + cutouts.blame
-        for part in TRUNK:
-            price[part] = np.where(np.arange(len(refs)) == chosen[part], 0, np.inf)
-        chosen = choose(price)
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)

@@ -10,7 +10,6 @@ from retarget import parts
 from retarget.models.base import stacked
 from retarget.models.choice import KINDS, Choice, lesson
 from retarget.models.dance import to_track
-from retarget.parts import choosing
 from retarget.references import arrays, references
 from retarget.skeleton import MIRROR_PART, PART, PARTS
 
@@ -131,18 +130,37 @@ def test_clues_of_a_person_twice_as_large(known, puppet):
     assert np.abs(found[legs, 1, 22:24]).max() < 0.05
 
 
-def test_layout_follows_the_judge(known):
+def test_limbs_follow_the_judge_and_head_and_torso_the_rule(known):
     cutouts, skeleton, *_ = known
     pose = skeleton.take([1])
 
     def used(judge):
-        return {piece.ref for layer in parts.lay_out(cutouts, pose, judge=judge)[0] for piece in layer}
+        layers = parts.lay_out(cutouts, pose, judge=judge)[0]
+        return {piece.part: piece.ref for layer in layers for piece in layer if piece.part < len(PARTS)}
 
-    assert used(None) == used(lambda clues: np.zeros(clues.shape[:2]))
-    assert 1 in used(None)  # itself
+    by_rule = used(None)
+    assert by_rule == used(lambda clues: np.zeros(clues.shape[:2]))
 
     def against(clues):
         return np.broadcast_to(np.array([9.0, 9.0, 0.0]), clues.shape[:2])
 
-    assert used(against) == {2}
-    assert choosing.CLUES == parts.CLUES
+    trunk = {PART["head"], PART["torso"]}
+    now = used(against)
+    assert {now[p] for p in now if p not in trunk} == {2}
+    assert {by_rule[p] for p in by_rule if p not in trunk} != {2}
+    assert {now[p] for p in trunk} == {by_rule[p] for p in trunk} == {1}
+
+
+def test_limbs_do_not_pull_the_torso_along_over_time(known):
+    """What the limbs came from in the frame before is no reason for head and torso."""
+    cutouts, skeleton, *_ = known
+    pose, torso = skeleton.take([1]), PART["torso"]
+
+    def elsewhere(clues):
+        return np.broadcast_to(np.array([9.0, 9.0, 0.0]), clues.shape[:2])
+
+    state = None
+    for _ in range(6):
+        _, state = parts.lay_out(cutouts, pose, state, elsewhere)
+        assert state.mix[torso].argmax() == 1
+    assert state.mix[PART["left_upper_arm"]].argmax() == 2
