@@ -4,8 +4,8 @@ A net of a few hundred weights reads, for each part of each reference, how its p
 it is hidden, how far it has to be stretched (`parts.clues`), and says what is to be added to its cost (`parts.cost`).
 Its last layer begins at zero: what has learned nothing chooses by the rule alone.
 
-Limbs, hands and feet are chosen so; head and torso by the rule alone (`parts.lay_out`), though it learns from theirs,
-too: a torso behind an arm is whole in the corpus's mattes, and torn in those of real people.
+Arms, legs and feet are chosen so; head, torso and hands by the rule alone (`parts.choosing.JUDGED`), though it learns
+from theirs, too.
 
 It learns from what came of each choice: every part of every reference was moved onto the truth and compared
 (`parts.errors`). A soft choice (softmax over the references) shall lose little against the best one; at work the choice

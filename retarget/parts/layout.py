@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..skeleton import PART, PARTS
-from .choosing import TRUNK, Judge, choose, clues, cost
+from .choosing import JUDGED, TRUNK, Judge, choose, clues, cost
 from .cutting import Cutouts
 from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, along, inverse
 
@@ -63,7 +63,7 @@ def lay_out(
     cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None, judge: Judge | None = None
 ) -> tuple[Layout, LayoutState]:
     """Choose references, transforms and order for one driving pose (N = 1). What `judge` makes of the `clues` is added
-    to what a limb costs."""
+    to what arms, legs and feet cost."""
     refs = cutouts.skeleton
     moves = affines(refs, pose)[0]
     # A part that was not found has no preference.
@@ -75,7 +75,7 @@ def lay_out(
     chosen = choose(trunk)
     price = price - kept + cutouts.blame
     if judge is not None:
-        price = price + judge(clues(cutouts, pose, moves))
+        price[JUDGED] += judge(clues(cutouts, pose, moves))[JUDGED]
     for part in TRUNK:
         price[part] = np.where(np.arange(len(refs)) == chosen[part], 0, np.inf)
     chosen = choose(price)

@@ -10,6 +10,7 @@ from retarget import parts
 from retarget.models.base import stacked
 from retarget.models.choice import KINDS, Choice, lesson
 from retarget.models.dance import to_track
+from retarget.parts.choosing import JUDGED, TRUNK
 from retarget.references import arrays, references
 from retarget.skeleton import MIRROR_PART, PART, PARTS
 
@@ -130,7 +131,7 @@ def test_clues_of_a_person_twice_as_large(known, puppet):
     assert np.abs(found[legs, 1, 22:24]).max() < 0.05
 
 
-def test_limbs_follow_the_judge_and_head_and_torso_the_rule(known):
+def test_limbs_follow_the_judge_and_head_torso_and_hands_the_rule(known):
     cutouts, skeleton, *_ = known
     pose = skeleton.take([1])
 
@@ -142,13 +143,19 @@ def test_limbs_follow_the_judge_and_head_and_torso_the_rule(known):
     assert by_rule == used(lambda clues: np.zeros(clues.shape[:2]))
 
     def against(clues):
-        return np.broadcast_to(np.array([9.0, 9.0, 0.0]), clues.shape[:2])
+        return np.tile([9.0, 9.0, 0.0], (len(clues), 1))
 
-    trunk = {PART["head"], PART["torso"]}
     now = used(against)
-    assert {now[p] for p in now if p not in trunk} == {2}
-    assert {by_rule[p] for p in by_rule if p not in trunk} != {2}
-    assert {now[p] for p in trunk} == {by_rule[p] for p in trunk} == {1}
+    assert {now[p] for p in JUDGED} == {2}
+    assert {by_rule[p] for p in JUDGED} != {2}
+    assert {now[p] for p in TRUNK} == {by_rule[p] for p in TRUNK} == {1}
+
+    def against_others(clues):
+        asked = against(clues)
+        asked[JUDGED] = 0
+        return asked
+
+    assert used(against_others) == by_rule
 
 
 def test_limbs_do_not_pull_the_torso_along_over_time(known):
@@ -157,7 +164,7 @@ def test_limbs_do_not_pull_the_torso_along_over_time(known):
     pose, torso = skeleton.take([1]), PART["torso"]
 
     def elsewhere(clues):
-        return np.broadcast_to(np.array([9.0, 9.0, 0.0]), clues.shape[:2])
+        return np.tile([9.0, 9.0, 0.0], (len(clues), 1))
 
     state = None
     for _ in range(6):
