@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..skeleton import PARENT, PART
+from ..skeleton import PARENT, PART, PARTS
 from .cutting import Cutouts
 from .geometry import Float, Skeleton
 
