@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
@@ -42,6 +42,14 @@ def choose(cost: Float) -> npt.NDArray[np.intp]:
         stays, other = best[i]
         chosen[i] = chosen[PARENT[i]] if stays[chosen[PARENT[i]]] else other
     return chosen
+
+
+def held(cost: Float, chosen: npt.NDArray[np.intp], which: Iterable[int]) -> Float:
+    """Costs (P, K) by which some parts stay with the reference that was chosen for them."""
+    out = cost.copy()
+    for part in which:
+        out[part] = np.where(np.arange(cost.shape[1]) == chosen[part], 0, np.inf)
+    return out
 
 
 def _depth_in_tree(i: int) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..skeleton import PART, PARTS
-from .choosing import JUDGED, TRUNK, Judge, choose, clues, cost
+from .choosing import JUDGED, TRUNK, Judge, choose, clues, cost, held
 from .cutting import Cutouts
 from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, along, inverse
 
@@ -74,11 +74,10 @@ def lay_out(
     trunk[list(TRUNK)] -= kept[list(TRUNK)]
     chosen = choose(trunk)
     price = price - kept + cutouts.blame
+    chosen = choose(held(price, chosen, TRUNK))
     if judge is not None:
         price[JUDGED] += judge(clues(cutouts, pose, moves))[JUDGED]
-    for part in TRUNK:
-        price[part] = np.where(np.arange(len(refs)) == chosen[part], 0, np.inf)
-    chosen = choose(price)
+        chosen = choose(held(price, chosen, [part for part in range(len(PARTS)) if part not in JUDGED]))
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)
