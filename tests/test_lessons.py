@@ -147,7 +147,8 @@ def test_exact_mattes_are_the_truth_and_nothing_else(model, people):
     exact = np.stack([cv2.erode(m, np.ones((5, 5))) for m in gathered.mattes])
     guessed, known = (lessons(model, g, validate=False) for g in (gathered, replace(gathered, exact=exact)))
     for old, new in zip(guessed.pairs, known.pairs, strict=True):
-        assert all(map(torch.equal, old[0].condition, new[0].condition))
+        # What is drawn is the same; only what came of each choice is judged by the exact matte.
+        assert all(map(torch.equal, old[0].condition[:3], new[0].condition[:3]))
         assert torch.equal(old[0].truth.rgb, new[0].truth.rgb)
         assert new[0].truth.matte.sum() < 0.9 * old[0].truth.matte.sum()
 
