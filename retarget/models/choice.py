@@ -1,6 +1,6 @@
 """Which reference shows a part best: a learned choice among K (few-shot vid2vid §3, attention over the examples).
 
-A net of a few hundred weights reads, for each part of each reference, how its pose differs from the wanted one, what of
+A net of 1400 weights reads, for each part of each reference, how its pose differs from the wanted one, what of
 it is hidden, how far it has to be stretched (`parts.clues`), and says what is to be added to its cost (`parts.cost`).
 Its last layer begins at zero: what has learned nothing chooses by the rule alone.
 
@@ -26,7 +26,6 @@ KINDS = tuple(dict.fromkeys(part.removeprefix("left_").removeprefix("right_") fo
 """What left and right parts have in common."""
 SOFTNESS = 0.1
 """Costs that far apart (in units of feature distance) are e times less chosen while learning."""
-
 FAR = 1e4
 """The cost of what cannot be chosen."""
 

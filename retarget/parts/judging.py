@@ -26,7 +26,7 @@ SOLID = 0.6
 """Share of a pixel that has to be a part's own for it to be compared there."""
 SMALLEST = 20
 """Pixels; what is smaller is not compared."""
-LIMBS = tuple(i for i in range(len(PARTS)) if i not in TRUNK)
+BLAMED = tuple(i for i in range(len(PARTS)) if i not in TRUNK)
 
 
 def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
@@ -59,7 +59,7 @@ def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[
     for onto in range(count):
         pose = cutouts.skeleton.take([onto])
         different[:, :, onto] = cost(cutouts, pose)
-        found[:, :, onto] = errors(cutouts, pose, frames[onto], own[onto], LIMBS)[0]
+        found[:, :, onto] = errors(cutouts, pose, frames[onto], own[onto], BLAMED)[0]
         found[:, onto, onto] = np.nan
     return found, different
 
