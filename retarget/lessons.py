@@ -137,9 +137,11 @@ class Lessons:
             moved[key] = points.astype(np.float32)
         return references(moved, size=self.size)
 
-    def score(self, objective: Objective) -> float:
-        """The mean loss of all pairs, the one left out included, for `RetargetModel.settle`."""
-        batch = stacked([self.held_out, *(variants[0] for variants in self.pairs)])
+    def score(self, objective: Objective, *, unseen: bool = False) -> float:
+        """The mean loss of all pairs, for `RetargetModel.settle`; or of the one left out, if the others were learned
+        from."""
+        learned = [] if unseen and self.left_out else [variants[0] for variants in self.pairs]
+        batch = stacked([self.held_out, *learned])
         with torch.inference_mode():
             frame, _ = self.model(batch.condition, batch.identity, None)
             return float(sum(objective.generator_loss(frame, batch.truth, batch.condition).values()))

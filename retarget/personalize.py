@@ -455,12 +455,12 @@ def fine_tune(
     side: int,
     notes: list[str],
 ) -> dict[str, float]:
-    """Trust in the nets, then T steps on leave-one-out pairs; the model keeps its best step. Returns quality figures.
+    """T steps on leave-one-out pairs, the best of which is kept, then trust in the nets. Returns quality figures.
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
-    the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3). From the
-    checkpoint that an interrupted run left in `folder` it goes on to the same result. What went wrong on the way is
-    added to `notes`.
+    the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3). Trust is settled
+    last: a meta-learned start is meant to be good after its steps, not before. From the checkpoint that an interrupted
+    run left in `folder` it goes on to the same result. What went wrong on the way is added to `notes`.
     """
     from . import checkpoint
     from .lessons import Lessons, adapt, features
@@ -476,10 +476,8 @@ def fine_tune(
         one.to(compute.device)
     model.adopt(lessons.identity)
     objective.adopt(lessons.identity)
-    settled = model.settle(lambda: lessons.score(plain))
     tunable = list(model.tunable(lessons.identity))
-    # What is not trusted at all gets no gradient either: the steps would change nothing.
-    steps = options.steps if tunable and (not settled or any(settled.values())) else 0
+    steps = options.steps if tunable else 0
     how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", steps)
@@ -508,6 +506,8 @@ def fine_tune(
     for note in result.notes:
         progress.warn(note)
         notes.append(note)
+    model.to(compute.device).eval()
+    settled = model.settle(lambda: lessons.score(plain, unseen=result.best_step > 0))
     after = lessons.measure()
     progress.note(
         f"Quality on {'a left-out frame' if lessons.left_out else 'the frame itself'}: person PSNR "

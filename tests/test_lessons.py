@@ -318,6 +318,20 @@ def test_the_score_that_trust_is_settled_by_is_of_all_pairs(model, people):
     assert made.score(objective) > first
 
 
+def test_pairs_that_were_learned_from_do_not_settle_trust(model, people):
+    made, single = lessons(model, people[3]), lessons(model, people[1])
+    objective = DanceObjective(0, LossWeights(w_rela=0))
+    alone = made.score(objective, unseen=True)
+    assert alone != made.score(objective)
+    for group in made.pairs:
+        group[0] = group[0]._replace(truth=group[0].truth._replace(rgb=-group[0].truth.rgb))
+    assert made.score(objective, unseen=True) == alone
+    made.held_out = made.pairs[0][0]
+    assert made.score(objective, unseen=True) > alone
+    # A single picture has no other to be judged by.
+    assert single.score(objective, unseen=True) == single.score(objective)
+
+
 def test_a_person_who_cannot_be_measured_has_no_figures(model, people):
     nobody = replace(people[3], mattes=np.zeros_like(people[3].mattes))
     made = lessons(model, nobody)

@@ -297,7 +297,7 @@ class RetargetModel(nn.Module, ABC):
         """Before fine-tuning: start what is this person's alone from `identity`."""
 
     def settle(self, score: Callable[[], float]) -> dict[str, float]:
-        """Before fine-tuning: choose by trial what no gradient moves.
+        """After fine-tuning: choose by trial what no gradient moves.
 
         Args:
             score: how badly the model of now reproduces the person's own pictures; lower is better.

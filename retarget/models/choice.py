@@ -4,9 +4,6 @@ A net of 1400 weights reads, for each part of each reference, how its pose diffe
 it is hidden, how far it has to be stretched (`parts.clues`), and says what is to be added to its cost (`parts.cost`).
 Its last layer begins at zero: what has learned nothing chooses by the rule alone.
 
-Arms, legs and feet are chosen so; head, torso and hands by the rule alone (`parts.choosing.JUDGED`), though it learns
-from theirs, too.
-
 It learns from what came of each choice: every part of every reference was moved onto the truth and compared
 (`parts.errors`). A soft choice (softmax over the references) shall lose little against the best one; at work the choice
 is hard (`parts.choose`), for a mean of several pictures is blurred.

@@ -354,7 +354,7 @@ class Dance(RetargetModel):
 
         Nets that know synthetic people only may be wrong about a real one; then moved pixels are left as they are.
         """
-        if self.untrained:  # what says nothing yet can only be judged when it has learned from this person
+        if self.untrained:
             return {}
         there = (bool(self.config.flow), True, True, True, self.fusion is not None)
         return settled(self.trust, TRUSTED, there, score)

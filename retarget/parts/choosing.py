@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..skeleton import PARENT, PART, PARTS
+from ..skeleton import PARENT, PART
 from .cutting import Cutouts
 from .geometry import Float, Skeleton
 
@@ -17,9 +17,6 @@ JOINED = 0.6
 """What it costs two joined parts to come from different references (units of feature distance)."""
 AT_THE_NECK = 0.3
 """The same between head and torso: which way a face looks matters more than a seam under the chin."""
-JUDGED = [i for i, part in enumerate(PARTS) if part not in ("head", "torso", "left_hand", "right_hand")]
-"""What a judge is asked about. A torso behind an arm, and what is cut out with a hand, look better in what was learned
-from than in pictures of real people."""
 CLUES: Final = 25
 """How many numbers `clues` tells of a part of a reference."""
 Judge = Callable[[Float], Float]

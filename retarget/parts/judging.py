@@ -24,6 +24,8 @@ HIGHEST = 1.5
 """The most that a reference is blamed or praised for."""
 SOLID = 0.6
 """Share of a pixel that has to be a part's own for it to be compared there."""
+FREE = 0.3
+"""The most of a pixel that may be other parts' for it to be seen whether a part reaches out where it should not."""
 SMALLEST = 20
 """Pixels; what is smaller is not compared."""
 BLAMED = tuple(i for i in range(len(PARTS)) if i not in TRUNK)
@@ -77,34 +79,53 @@ def errors(
         which: the parts that are wanted.
 
     Returns:
-        (P, K) mean absolute errors in 0..1, NaN where there is nothing to compare; and on how many pixels of `cutouts`
-        each part was compared, (P,).
+        (P, K) mean absolute errors, NaN where there is nothing to compare: of the truth's own pixels of the part, in
+        0..1, and what is drawn wrongly beside them, shared out among these; and how many these are, (P,).
     """
     shrink = cutouts.shrink
     size = (truth.shape[1] // shrink, truth.shape[2] // shrink)
     picture = F.interpolate(truth[None], size, mode="area")[0]
-    solid = F.interpolate(own[None], size, mode="area")[0] > SOLID
-    backs = inverse(affines(cutouts.skeleton, pose)[0])
+    small = F.interpolate(own[None], size, mode="area")[0]
+    moves = affines(cutouts.skeleton, pose)[0]
+    backs = inverse(moves)
     found = np.full((len(PARTS), len(backs)), np.nan)
     seen = np.zeros(len(PARTS))
     for part in which:
-        ys, xs = np.nonzero(solid[part].numpy())
+        solid = small[part] > SOLID
+        ys, xs = np.nonzero(solid.numpy())
         if len(ys) < SMALLEST:
             continue
         seen[part] = len(ys)
-        x0, y0, x1, y1 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
-        there, inside = picture[:, y0:y1, x0:x1], solid[part, y0:y1, x0:x1]
-        y, x = torch.arange(y0, y1)[:, None] + 0.5, torch.arange(x0, x1)[None] + 0.5
-        box = (shrink * x0, shrink * y0, shrink * x1, shrink * y1)
+        # What another part may hide is not to be seen for sure.
+        free = small[[p for p in range(len(PARTS)) if p != part]].amax(0) < FREE
+        here = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
         for k, back in enumerate(backs):
             if not np.isfinite(back[part]).all():
                 continue
+            x0, y0, x1, y1 = _around(here, cutouts, part, k, moves[k, part], size)
+            there, inside = picture[:, y0:y1, x0:x1], solid[y0:y1, x0:x1]
+            y, x = torch.arange(y0, y1)[:, None] + 0.5, torch.arange(x0, x1)[None] + 0.5
+            box = (shrink * x0, shrink * y0, shrink * x1, shrink * y1)
             bend = bent(part, pose, cutouts.skeleton, k, back, box)
             shown = sample(cutouts, Piece(part, k, 1.0, back[part], box, bend), x, y, 1 / shrink)
-            # What is not drawn is as wrong as grey.
+            # What is not drawn is as wrong as grey; beside the part, only what is drawn can be wrong.
             error = (shown[:3] + 0.5 * (1 - shown[3:]) - there).abs().mean(0)
-            found[part, k] = float(error[inside].mean())
+            beside = (shown[:3] - shown[3:] * there).abs().mean(0) * (free[y0:y1, x0:x1] & ~inside)
+            found[part, k] = float(error[inside].sum() + beside.sum()) / len(ys)
     return found, seen
+
+
+def _around(
+    here: tuple[int, int, int, int], cutouts: Cutouts, part: int, k: int, move: Float, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The box `here`, and around what a part of reference k covers when it is moved; pixels of `cutouts`."""
+    h, w = cutouts.textures[part].shape[2:]
+    corners = np.array([[0, 0], [w, 0], [0, h], [w, h]], float) + cutouts.origins[part, k] / cutouts.shrink
+    corners = corners @ move[:, :2].T + move[:, 2] / cutouts.shrink
+    low, high = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int)
+    x0, y0 = np.clip(low, 0, here[:2]).tolist()
+    x1, y1 = np.clip(high, here[2:], size[::-1]).tolist()
+    return x0, y0, x1, y1
 
 
 def _of_source(errors: Float) -> Float:

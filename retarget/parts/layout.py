@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..skeleton import PART, PARTS
-from .choosing import JUDGED, TRUNK, Judge, choose, clues, cost, held
+from .choosing import TRUNK, Judge, choose, clues, cost, held
 from .cutting import Cutouts
 from .geometry import FRONT, HIPS, RADII, SKIRT, Float, Skeleton, affines, along, inverse
 
@@ -63,21 +63,18 @@ def lay_out(
     cutouts: Cutouts, pose: Skeleton, state: LayoutState | None = None, judge: Judge | None = None
 ) -> tuple[Layout, LayoutState]:
     """Choose references, transforms and order for one driving pose (N = 1). What `judge` makes of the `clues` is added
-    to what arms, legs and feet cost."""
+    to what the parts cost."""
     refs = cutouts.skeleton
     moves = affines(refs, pose)[0]
     # A part that was not found has no preference.
     price = np.nan_to_num(cost(cutouts, pose))
     kept = np.zeros_like(price) if state is None else STICKY * state.mix
-    # Head and torso first, by the rule: what a limb is rather taken from, or was, is no reason for them to change.
+    said = 0.0 if judge is None else judge(clues(cutouts, pose, moves))
+    # Head and torso first: what a limb is rather taken from, or was, is no reason for them to change.
     trunk = price.copy()
-    trunk[list(TRUNK)] -= kept[list(TRUNK)]
-    chosen = choose(trunk)
-    price = price - kept + cutouts.blame
-    chosen = choose(held(price, chosen, TRUNK))
-    if judge is not None:
-        price[JUDGED] += judge(clues(cutouts, pose, moves))[JUDGED]
-        chosen = choose(held(price, chosen, [part for part in range(len(PARTS)) if part not in JUDGED]))
+    trunk[list(TRUNK)] += (said - kept)[list(TRUNK)]
+    price = price + said - kept + cutouts.blame
+    chosen = choose(held(price, choose(trunk), TRUNK))
     mix = np.eye(len(refs))[chosen]
     if state is not None:
         mix = state.mix + FADE * (mix - state.mix)
