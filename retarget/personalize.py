@@ -506,7 +506,6 @@ def fine_tune(
     for note in result.notes:
         progress.warn(note)
         notes.append(note)
-    model.to(compute.device).eval()
     settled = model.settle(lambda: lessons.score(plain, unseen=result.best_step > 0))
     after = lessons.measure()
     progress.note(

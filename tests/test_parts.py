@@ -18,6 +18,7 @@ from retarget.parts import (
     choose,
     choosing,
     cut,
+    cutting,
     inverse,
     lay_out,
     part_mattes,
@@ -255,6 +256,31 @@ def test_the_torso_leaves_the_face_to_the_head(puppet):
     x, y = (0.7 * body[[11, 12], :2].mean(0) + 0.3 * body[[7, 8], :2].mean(0)).astype(int)
     assert own[PART["head"], y, x] > 0.5
     assert own[PART["torso"], y, x] > 0.5
+
+
+def test_an_arm_before_the_torso_leaves_no_stripes_on_it(puppet, monkeypatch):
+    """Nor does a sleeve that is wider than arms are; what lies behind it, or hangs beside it, takes nothing."""
+    torso, arm = PART["torso"], PART["left_lower_arm"]
+
+    def torso_of(crossing, **pose):
+        body = puppet.body(**pose)
+        skeleton = skeletons(puppet.track(body))
+        monkeypatch.setattr(cutting, "CROSSING", crossing)
+        own = part_mattes(skeleton, puppet.matte(body))[0]
+        end = skeleton.bones[0, arm, 1]
+        return own[torso], own[arm], end[:2]
+
+    before = dict(left=(10, -100))
+    plain, of_arm, wrist = torso_of(0.0, reach=(-0.4, 0), **before)
+    clean, same, _ = torso_of(2.2, reach=(-0.4, 0), **before)
+    assert np.array_equal(of_arm, same)
+    x, y = np.round(wrist).astype(int)
+    stripe = plain[y - 8 : y + 9, x - 3 : x + 4] - clean[y - 8 : y + 9, x - 3 : x + 4]
+    assert stripe.max() > 0.9
+    assert (clean <= plain).all()
+    assert 0.5 * plain.sum() < clean.sum() < 0.97 * plain.sum()
+    for pose in (dict(reach=(0.4, 0), **before), dict(left=(8, 5), reach=(-0.2, 0))):
+        assert np.allclose(torso_of(2.2, **pose)[0], torso_of(0.0, **pose)[0])
 
 
 def test_nobody_owns_an_empty_matte(puppet):
@@ -652,6 +678,29 @@ def test_a_bad_limb_is_taken_from_elsewhere(puppet):
     unjudged = replace(spoilt, blame=np.zeros_like(spoilt.blame))
     layout, _ = lay_out(unjudged, pose)
     assert [piece.ref for layer in layout for piece in layer if piece.part == leg] == [2]
+
+
+def test_what_is_cut_out_beside_a_part_is_an_error(puppet):
+    """Also where the truth shows no person: but not where another part may hide it."""
+    body, leg = puppet.body(right=(90, 150), left=(20, 40), legs=8), PART["left_lower_leg"]
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own = torch.from_numpy(part_mattes(skeleton, matte)[0])
+    truth = torch.where(torch.from_numpy(matte) > 0.5, 0.6, 0.1).expand(3, -1, -1).contiguous()
+    picture = np.ascontiguousarray((255 * truth).byte().permute(1, 2, 0).numpy())
+    made = cutouts_of([picture], [matte], skeleton)
+    clean, pixels = parts.errors(made, skeleton, truth, own, [leg])
+    texture = made.textures[leg].clone()
+    texture[:, 3, 2:-2, 2:-2] = 1
+    texture[:, :3] = 0.6
+    textures = tuple(texture if p == leg else t for p, t in enumerate(made.textures))
+    spilt, same = parts.errors(replace(made, textures=textures), skeleton, truth, own, [leg])
+    assert clean[leg, 0] < 0.05
+    assert spilt[leg, 0] > clean[leg, 0] + 0.1
+    assert np.array_equal(pixels, same)
+    others = own.clone()
+    others[PART["torso"]] = 1 - own[leg]
+    hidden, _ = parts.errors(replace(made, textures=textures), skeleton, truth, others, [leg])
+    assert hidden[leg, 0] < clean[leg, 0] + 0.05
 
 
 def test_two_references_cannot_judge_each_other(puppet):

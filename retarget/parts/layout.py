@@ -48,7 +48,7 @@ class LayoutState:
     depth: Float
 
 
-STICKY = 0.3
+STICKY = 0.5
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.5
 """Share of a change of reference that happens in each frame."""
