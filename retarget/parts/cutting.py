@@ -139,7 +139,7 @@ def _crossed(skeleton: Skeleton, near: Float, depth: Float) -> Array:
         there = (x >= 0) & (y >= 0) & (x < width) & (y < height)
         across = inside[y[there].astype(int), x[there].astype(int)].sum() / len(there)
         close = np.clip((CROSSING - near[arm]) / 0.3, 0, 1) * (depth[arm] < depth[torso])
-        found = np.maximum(found, close * min(1.0, 2 * across))
+        found = np.maximum(found, close * min(1.0, 4 * across))
     return np.asarray(found * inside, np.float32)
 
 
