@@ -18,7 +18,6 @@ from retarget.parts import (
     choose,
     choosing,
     cut,
-    cutting,
     inverse,
     lay_out,
     part_mattes,
@@ -256,31 +255,6 @@ def test_the_torso_leaves_the_face_to_the_head(puppet):
     x, y = (0.7 * body[[11, 12], :2].mean(0) + 0.3 * body[[7, 8], :2].mean(0)).astype(int)
     assert own[PART["head"], y, x] > 0.5
     assert own[PART["torso"], y, x] > 0.5
-
-
-def test_an_arm_before_the_torso_leaves_no_stripes_on_it(puppet, monkeypatch):
-    """Nor does a sleeve that is wider than arms are; what lies behind it, or hangs beside it, takes nothing."""
-    torso, arm = PART["torso"], PART["left_lower_arm"]
-
-    def torso_of(crossing, **pose):
-        body = puppet.body(**pose)
-        skeleton = skeletons(puppet.track(body))
-        monkeypatch.setattr(cutting, "CROSSING", crossing)
-        own = part_mattes(skeleton, puppet.matte(body))[0]
-        end = skeleton.bones[0, arm, 1]
-        return own[torso], own[arm], end[:2]
-
-    before = dict(left=(10, -100))
-    plain, of_arm, wrist = torso_of(0.0, reach=(-0.4, 0), **before)
-    clean, same, _ = torso_of(2.2, reach=(-0.4, 0), **before)
-    assert np.array_equal(of_arm, same)
-    x, y = np.round(wrist).astype(int)
-    stripe = plain[y - 8 : y + 9, x - 3 : x + 4] - clean[y - 8 : y + 9, x - 3 : x + 4]
-    assert stripe.max() > 0.9
-    assert (clean <= plain).all()
-    assert 0.5 * plain.sum() < clean.sum() < 0.97 * plain.sum()
-    for pose in (dict(reach=(0.4, 0), **before), dict(left=(8, 5), reach=(-0.2, 0))):
-        assert np.allclose(torso_of(2.2, **pose)[0], torso_of(0.0, **pose)[0])
 
 
 def test_nobody_owns_an_empty_matte(puppet):

@@ -20,10 +20,6 @@ TOUCHED = 0.6
 """What a hand at the head takes from what its reference shows of the head, a share."""
 TOUCHING = 1.3, 1.6
 """Distances from the head's bone, in its radii, at which a hand lies on what is cut out as the head, and beside it."""
-ARMS = tuple(PART[f"{side}_{part}"] for side in ("left", "right") for part in ("lower_arm", "hand"))
-"""What may lie before the torso."""
-CROSSING = 2.2
-"""How far around these, in their radii, the torso is not cut out."""
 MIRRORED = 0.5
 """What it costs to take a part from a mirrored reference (units of feature distance)."""
 
@@ -114,7 +110,6 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
         if PARTS[i] == "head":
             size *= NECK
         joined[parent] += weight[i] * np.exp(-((around / size**2) ** 2))
-    joined[PART["torso"]] *= 1 - _crossed(shifted, near, depth)
     box = (slice(y0, y1), slice(x0, x1))
     alone = np.zeros(len(PARTS))
     for i in range(len(PARTS)):
@@ -125,22 +120,6 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
         limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
         core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
     return own, core, alone
-
-
-def _crossed(skeleton: Skeleton, near: Float, depth: Float) -> Array:
-    """Where an arm lies before the torso, sleeves and blurred edges included, (H, W) in 0..1: what would stay on the
-    torso as stripes when the arm has gone. An arm whose bone is beside the torso takes nothing."""
-    torso, (height, width) = PART["torso"], near.shape[1:]
-    inside = np.clip((1.05 - near[torso]) / 0.1, 0, 1)
-    found = np.zeros((height, width), np.float32)
-    for arm in ARMS:
-        a, b = skeleton.bones[0, arm, :, :2]
-        x, y = (a + (b - a) * np.linspace(0, 1, 9)[:, None]).T
-        there = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-        across = inside[y[there].astype(int), x[there].astype(int)].sum() / len(there)
-        close = np.clip((CROSSING - near[arm]) / 0.3, 0, 1) * (depth[arm] < depth[torso])
-        found = np.maximum(found, close * min(1.0, 4 * across))
-    return np.asarray(found * inside, np.float32)
 
 
 @dataclass(frozen=True)
