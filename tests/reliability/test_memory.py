@@ -270,7 +270,7 @@ def smaller_sides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 STAGES = {
     "drawing lessons": (Lessons, "_pair", lambda self, *_: self.size[0] > 96),
-    "settle": (Lessons, "score", lambda self, *_: self.size[0] > 96),
+    "settle": (Lessons, "score", lambda self, *_, **__: self.size[0] > 96),
     "validation": (Lessons, "validate", lambda self, *_: self.size[0] > 96),
     "quality figures": (Lessons, "measure", lambda self, *_: self.size[0] > 96),
 }
