@@ -132,7 +132,7 @@ class Cutouts:
     skeleton  the K references' skeletons, in the references' full pixels.
     shown     (K, P): share of the part that the reference really shows.
     handicap  (K,): what it costs to take anything from a reference, in units of feature distance.
-    blame     (P, K): what it costs to take a limb from a reference that shows the others badly (`judging`).
+    blame     (P, K): what it costs to take a part from a reference that shows the others badly (`judging`).
     """
 
     textures: tuple[torch.Tensor, ...]

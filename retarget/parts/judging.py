@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..skeleton import PARTS
-from .choosing import TRUNK, cost
+from ..skeleton import PART, PARTS
+from .choosing import cost
 from .cutting import Cutouts
 from .geometry import Float, Skeleton, affines, inverse
 from .layout import Piece, bent, sample
@@ -28,16 +28,16 @@ FREE = 0.3
 """The most of a pixel that may be other parts' for it to be seen whether a part reaches out where it should not."""
 SMALLEST = 20
 """Pixels; what is smaller is not compared."""
-BLAMED = tuple(i for i in range(len(PARTS)) if i not in TRUNK)
+BLAMED = tuple(i for i in range(len(PARTS)) if i != PART["head"])
 
 
 def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
-    """`Cutouts.blame`, (P, K): how badly each reference's limbs, hands and feet show the other references'.
+    """`Cutouts.blame`, (P, K): how badly each reference's parts show the other references'; the head's is 0.
 
     Each part of each reference is moved onto each other reference and compared with what is to be seen there. Of the
     mean absolute errors, what the cost of the choice (`choosing.cost`) foresees is taken off; the rest is split, part
-    by part, between who is drawn and who is drawn from (ridge regression): the latter's is its blame. Head and torso
-    are left alone: what they are compared by is mostly light, and the head's direction matters more.
+    by part, between who is drawn and who is drawn from (ridge regression): the latter's is its blame. The head
+    is left alone: which way it looks matters more.
 
     Args:
         cutouts: of K references, without mirrored ones, at any resolution.
@@ -49,7 +49,7 @@ def blame(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> Float:
         return np.zeros((len(PARTS), count))
     errors, different = _errors(cutouts, frames, own)
     found = np.stack([_of_source(e - d / PRICE) for e, d in zip(errors, different, strict=True)])
-    found[list(TRUNK)] = 0
+    found[PART["head"]] = 0
     return np.asarray(np.clip(PRICE * found, -HIGHEST, HIGHEST), np.float64)
 
 

@@ -52,6 +52,9 @@ STICKY = 0.5
 """What it costs a part to change its reference from one frame to the next."""
 FADE = 0.5
 """Share of a change of reference that happens in each frame."""
+FAITH = np.array([0.5 if name == "torso" else 1.0 for name in PARTS])[:, None]
+"""How much counts what a judge says of each part. Of torsos the learned one is surer than real ones bear out: of one
+that leans forward like the driver's, but is torn or badly lit, it would never let go."""
 SPREAD = {PART["head"]: (0.35, 0.15, 0.07), PART["left_hand"]: (0.2,), PART["right_hand"]: (0.2,)}
 """How far, in radii of the part, what its affine transform leaves at each point is spread; the next one spreads what
 the one before has left."""
@@ -69,10 +72,10 @@ def lay_out(
     # A part that was not found has no preference.
     price = np.nan_to_num(cost(cutouts, pose))
     kept = np.zeros_like(price) if state is None else STICKY * state.mix
-    said = 0.0 if judge is None else judge(clues(cutouts, pose, moves))
+    said = 0.0 if judge is None else judge(clues(cutouts, pose, moves)) * FAITH
     # Head and torso first: what a limb is rather taken from, or was, is no reason for them to change.
     trunk = price.copy()
-    trunk[list(TRUNK)] += (said - kept)[list(TRUNK)]
+    trunk[list(TRUNK)] += (said - kept + cutouts.blame)[list(TRUNK)]
     price = price + said - kept + cutouts.blame
     chosen = choose(held(price, choose(trunk), TRUNK))
     mix = np.eye(len(refs))[chosen]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,26 @@ def test_all_parts_follow_the_judge(known):
     found = used(against_arms)
     assert found[PART["left_upper_arm"]] == 2
     assert [found[p] for p in TRUNK] == [1, 1]
+
+
+@pytest.mark.parametrize(("name", "faith"), [("torso", 0.5), ("left_upper_arm", 1.0)])
+def test_a_judge_is_believed_less_of_the_torso(known, name, faith):
+    """As much as it says against a part's own reference outweighs what the pictures say of each other, or half as
+    much."""
+    cutouts, skeleton, *_ = known
+    pose, part = skeleton.take([1]), PART[name]
+    against = np.zeros_like(cutouts.blame)
+    against[part, 1] = 1
+
+    def own(judged, blamed):
+        made = replace(cutouts, blame=blamed * against)
+        layers = parts.lay_out(made, pose, judge=lambda clues: judged * against)[0]
+        return [piece.ref for layer in layers for piece in layer if piece.part == part] == [1]
+
+    prices = np.arange(0.25, 8, 0.25)
+    assert [own(price / faith, 0) for price in prices] == [own(0, price) for price in prices]
+    assert own(0, prices[0])
+    assert not own(0, prices[-1])
 
 
 def test_limbs_do_not_pull_the_torso_along_over_time(known):
