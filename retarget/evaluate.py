@@ -21,12 +21,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions, changed, expand, gather, personalize, start
+from .personalize import PersonalizeOptions, Trials, changed, expand, gather, personalize, start
 from .personalize import check as check_avatar
 from .report import SETTING, USUAL, Report
 from .training.prepare import name_of, with_maps
@@ -287,11 +287,14 @@ def _measure_frames(
     )
     source = truth if maps is None else maps[1]
     known = gather([me], how, progress)
-    for init, steps in product(options.init, options.steps):
-        avatar = personalize(me, replace(how, steps=steps, init=init), progress=progress, gathered=known)
-        name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
-        drive(avatar, source, path(name), progress=progress, **same_place)
-        judge(name, options.model, label(init), steps)
+    for init in options.init:
+        trials = Trials()
+        for steps in options.steps:
+            each = replace(how, steps=steps, init=init)
+            avatar = personalize(me, each, progress=progress, gathered=known, trials=trials)
+            name = f"{options.model} {label(init)} K={frames} T={steps}" if several else options.model
+            drive(avatar, source, path(name), progress=progress, **same_place)
+            judge(name, options.model, label(init), steps)
     # The references are the same whatever is learned from them: the last avatar's do.
     warp, copied = (f"{kind} K={frames}" if len(options.frames) > 1 else kind for kind in ("warp", "copy"))
     if maps is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +92,12 @@ class Lessons:
             for k, known in enumerate(identities)
         ]
         self.held_out = self.pairs.pop(validation)[0] if validate else self.pairs[0][0]
+
+    def of(self, model: RetargetModel) -> Lessons:
+        """The same pairs for another model with the weights that `model` had when they were made."""
+        other = copy(self)
+        other.model, other.first = model, None
+        return other
 
     def _encode(self, known: Any) -> Any:
         return self.model.encode(known.to(self.compute.device))

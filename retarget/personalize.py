@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from .types import Progress, Silent
 if TYPE_CHECKING:
     from .avatar import Avatar
     from .device import Compute
+    from .lessons import Lessons
     from .models.base import Objective, RetargetModel
     from .references import Gathered
     from .training.fit import FitState
@@ -82,12 +83,23 @@ class PersonalizeOptions:
     restart: bool = False
 
 
+@dataclass
+class Trials:
+    """What avatars share that differ only in how long they were fine-tuned.
+
+    lessons  by the side of their pictures, filled by the first of them.
+    """
+
+    lessons: dict[int, Lessons] = field(default_factory=dict)
+
+
 def personalize(
     inputs: str | Path | Sequence[str | Path],
     options: PersonalizeOptions | None = None,
     *,
     progress: Progress | None = None,
     gathered: Gathered | None = None,
+    trials: Trials | None = None,
     **changes: Any,
 ) -> Avatar:
     """Make an avatar of the person in one video, or in photos, or in a folder of photos; or of a scene with label maps.
@@ -100,6 +112,7 @@ def personalize(
         progress: is told what happens.
         gathered: the references, if they were gathered before, by `gather` with these options: several avatars of the
             same ones need that only once.
+        trials: what several avatars that differ only in `steps` share. They get no preview.
 
     Returns:
         The avatar, saved under its name in the user's data folder (`RETARGET_HOME` overrides); one of the same name is
@@ -141,13 +154,18 @@ def personalize(
 
             def tuned(side: int) -> dict[str, float]:
                 model.load_state_dict(begun)
-                return fine_tune(model, stored, gathered, options, compute, progress, unfinished, side, notes)
+                known = Trials() if trials is None else trials
+                return fine_tune(model, stored, gathered, options, compute, progress, unfinished, side, notes, known)
 
             tuning = device.Ladder("fine-tuning", {f"pictures of {n} pixels": n for n in SIDES}, progress, notes)
             quality = tuning.run(tuned) if learnt else {}
             progress.stage("Saving the avatar", None)
             drawing = device.Ladder("drawing the preview", {"the full size": 1, "half the size": 2}, progress, notes)
-            picture = drawing.run(lambda shrink: preview(gathered, stored, model, compute, shrink))
+            picture = (
+                drawing.run(lambda shrink: preview(gathered, stored, model, compute, shrink))
+                if trials is None
+                else gathered.plate.image
+            )
             meta = store.AvatarMeta(
                 name=name,
                 model=options.model,
@@ -454,6 +472,7 @@ def fine_tune(
     folder: Path,
     side: int,
     notes: list[str],
+    trials: Trials,
 ) -> dict[str, float]:
     """T steps on leave-one-out pairs, the best of which is kept, then trust in the nets. Returns quality figures.
 
@@ -467,7 +486,9 @@ def fine_tune(
     from .training.fit import FitOptions
 
     progress.stage("Preparing pairs", None)
-    lessons = Lessons(model, stored, gathered, side, compute, seed=options.seed)
+    if side not in trials.lessons:
+        trials.lessons[side] = Lessons(model, stored, gathered, side, compute, seed=options.seed)
+    lessons = trials.lessons[side].of(model)
     known = features(model)
     plain = model.objective(critics=False, **known)
     objective = with_critics(model, options, known) or plain

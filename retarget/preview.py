@@ -29,20 +29,16 @@ def preview(
     K references; their label maps; then a reference, and what the model makes of the others. (H, W, 3) uint8."""
     count = min(len(gathered.frames), 8)
     others = "from the others" if len(gathered.frames) > 1 else "from itself"
-    left_out = count - 1
-    last = [
-        _titled(gathered.pictures[left_out], "left out"),
-        _titled(_without(gathered, stored, model, compute, left_out, True, shrink), f"{others}, learned"),
-    ]
+    *moved, learned = _without(gathered, stored, model, compute, count - 1, shrink)
+    last = [_titled(gathered.pictures[count - 1], "left out"), _titled(learned, f"{others}, learned")]
     rows = [[_titled(gathered.pictures[k], f"reference {gathered.picked[k]}") for k in range(count)]]
     if gathered.labels is not None:
         rows += [[_titled(coloured(gathered.labels[k]), "label map") for k in range(count)], last]
         return _stacked(rows)
-    moved = _without(gathered, stored, model, compute, left_out, False, shrink)
     rows += [
         [_titled(_on_green(gathered.frames[k], gathered.mattes[k]), "matte") for k in range(count)],
         [_titled(_coloured(gathered, k), "parts") for k in range(count)],
-        [_titled(gathered.plate.image, "background plate"), last[0], _titled(moved, f"{others}, moved"), last[1]],
+        [_titled(gathered.plate.image, "background plate"), last[0], _titled(moved[0], f"{others}, moved"), last[1]],
     ]
     return _stacked(rows)
 
@@ -58,29 +54,27 @@ def _stacked(rows: Sequence[Sequence[Image]]) -> Image:
     return canvas
 
 
+@torch.inference_mode()
 def _without(
-    gathered: Gathered,
-    stored: Mapping[str, Any],
-    model: RetargetModel,
-    compute: Compute,
-    k: int,
-    learned: bool,
-    shrink: int,
-) -> Image:
-    """Reference `k` made of the others (or of itself, if it is the only one)."""
+    gathered: Gathered, stored: Mapping[str, Any], model: RetargetModel, compute: Compute, k: int, shrink: int
+) -> list[Image]:
+    """Reference `k` made of the others (or of itself, if it is the only one): of a person, of their moved parts; then,
+    as of a scene, by the model."""
     from .models import build
 
-    if not learned:
-        model = build("dance")
-    model = model.to(compute.device).eval()
     count = len(gathered.frames)
     size = (gathered.size[0] // shrink, gathered.size[1] // shrink)
-    known = references(stored, [j for j in range(count) if j != k] or [k], size)
-    window = seen_in(gathered.window(k).scaled(size))
-    with torch.inference_mode():
-        identity = model.encode(known.to(compute.device))
-        condition = model.condition(window.to(compute.device), size[::-1])
-        return as_image(drawn(model, condition, identity, compute).rgb[0])
+    known = references(stored, [j for j in range(count) if j != k] or [k], size).to(compute.device)
+    seen = seen_in(gathered.window(k).scaled(size)).to(compute.device)
+    models = [model] if gathered.labels is not None else [build("dance"), model]
+    made: list[Image] = []
+    for one in models:
+        one.to(compute.device).eval()
+        # Learned or not, `dance` cuts the same parts out.
+        if not made or type(one) is not type(models[0]):
+            identity = one.encode(known)
+        made.append(as_image(drawn(one, one.condition(seen, size[::-1]), identity, compute).rgb[0]))
+    return made
 
 
 def _titled(picture: Image, title: str) -> Image:
