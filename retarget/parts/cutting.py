@@ -20,6 +20,14 @@ TOUCHED = 0.6
 """What a hand at the head takes from what its reference shows of the head, a share."""
 TOUCHING = 1.3, 1.6
 """Distances from the head's bone, in its radii, at which a hand lies on what is cut out as the head, and beside it."""
+FINGER = 0.015
+"""Metres from a finger's joints to where the finger certainly ends: half its thickness, and the estimator's error."""
+CROWDED = 1.5
+"""Distance from a bone of head, torso or leg, in radii, up to which a hand is before it."""
+FINGERS = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21))
+"""The bones of a hand, by its 21 joints."""
+PALM = (0, 1, 5, 9, 13, 17)
+"""The joints around it."""
 MIRRORED = 0.5
 """What it costs to take a part from a mirrored reference (units of feature distance)."""
 
@@ -48,7 +56,23 @@ def _distances(skeleton: Skeleton, height: int, width: int) -> tuple[Float, Floa
         else:
             near[i] = far / (RADII[i] * scale)
         depth[i] -= FRONT[name]
+    # In the air a hand is all that is there; before the body it ends where its fingers do.
+    body = (
+        near[[i for i, name in enumerate(PARTS) if name in ("head", "torso") or name.endswith("leg")]].min(0) < CROWDED
+    )
+    for i in (PART["left_hand"], PART["right_hand"]):
+        if np.isfinite(skeleton.points[0, i]).all():
+            ys, xs = np.nonzero(body & (near[i] < FAR))
+            near[i][ys, xs] = np.maximum(
+                near[i][ys, xs], _from_fingers(skeleton.points[0, i], x[ys, xs], y[ys, xs]) / (FINGER * scale)
+            )
     return near, depth
+
+
+def _from_fingers(hand: Float, x: Array, y: Array) -> Array:
+    """Distance of pixels to a hand's bones (21 joints); 0 on its palm."""
+    bones = [along(x, y, hand[a], hand[b])[1] for a, b in FINGERS]
+    return np.minimum(np.min(bones, 0), _outside(hand[list(PALM)], x, y))
 
 
 def _outside(quad: Float, x: Array, y: Array) -> Array:
