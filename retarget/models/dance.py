@@ -50,6 +50,9 @@ CERTAIN = 0.4
 """How sure the net has to be that a person reaches beyond the moved parts: half-sure, it draws grey rims."""
 NEAR = 0.25
 """How much of its surroundings (5 pixels of the nets) has to be the person's for a place to become so, too."""
+SHADE = 0.2
+"""By how much the scene is lit or shaded at most. Free to do more, the net paints what no part shows into the scene's
+shade: a dark halo behind a head that turns."""
 MARGIN = 0.24
 """Metres around the joints within which a person's head, hands, feet and clothes end."""
 
@@ -323,7 +326,7 @@ class Dance(RetargetModel):
         fields = [
             self.trust[1] * torch.where(change < 0, change * (1 - solid), change),
             self.trust[2] * config.colour * torch.tanh(colour),
-            self.trust[3] * torch.tanh(shade),
+            self.trust[3] * (torch.tanh(shade) if self.training else torch.tanh(shade).clamp(-SHADE, SHADE)),
             around[:, :3] / around[:, 3:].clamp_min(0.05),
         ]
         if config.flow:

@@ -16,7 +16,7 @@ from retarget import parts
 from retarget.heatmaps import POSE_CHANNELS
 from retarget.models import build
 from retarget.models.base import Batch, Frame, Poses, References, stacked
-from retarget.models.dance import CERTAIN, MARGIN, NEAR, SOFT, TRUSTED, Dance, DanceConfig, Moved
+from retarget.models.dance import CERTAIN, MARGIN, NEAR, SHADE, SOFT, TRUSTED, Dance, DanceConfig, Moved
 from retarget.models.trust import WORTH
 from retarget.references import arrays, pixels, poses, references
 from retarget.skeleton import MIRROR, PARTS
@@ -353,6 +353,29 @@ def test_a_person_reaches_beyond_the_moved_parts_only_where_that_is_certain(know
         assert (sure - plain)[rim].mean() == pytest.approx(0.3 / (1 - CERTAIN), abs=0.05)
         model.train()
         assert (drawn(CERTAIN - 0.01) - plain)[rim].mean() == pytest.approx(CERTAIN - 0.01, abs=0.05)
+
+
+def test_the_scene_is_shaded_only_so_far(known, puppet):
+    """At work; while it learns, what is shut off would never learn."""
+    torch.manual_seed(2)
+    model = Dance(**SMALL)
+    body = puppet.body(**WAVING)
+    moved, _, _ = model.ahead(model.condition(window(puppet, body), SIZE), model.encode(known), filmed(puppet, body))
+    bias = model.synthesis.last.bias.data[24:28]
+
+    def scene(shade: float) -> torch.Tensor:
+        bias[:] = shade
+        frame = model(moved, None, None)[0]
+        return (frame.rgb / 2 + 0.5)[frame.matte.expand(-1, 3, -1, -1) == 0]
+
+    with torch.inference_mode():
+        model.eval()
+        plain, little, dark, light = (scene(value) for value in (0.0, -0.1, -5.0, 5.0))
+        torch.testing.assert_close(little, plain * (1 - np.tanh(0.1)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(dark, plain * (1 - SHADE), atol=1e-4, rtol=0)
+        torch.testing.assert_close(light, (plain * (1 + SHADE)).clamp_max(1), atol=1e-4, rtol=0)
+        model.train()
+        assert (scene(-5.0) < 0.01).all()
 
 
 # ------------------------------------------------------------------------------------------------ trust
