@@ -1,27 +1,26 @@
 """The command line: reads what was typed, checks it, calls one function, prints. No logic, and nothing heavy at import.
 
-Everything a person can mistype is refused here, before any work, as a `UsageError`; defaults are read from the options
-dataclasses of the functions that are called.
+Everything a person can mistype is refused before any work, as a `UsageError` (`arguments`); defaults are read from the
+options dataclasses of the functions that are called.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from . import __version__
+from . import __version__, arguments
+from .arguments import MAX_FRAMES, MAX_SEED, MAX_STEPS, SIZES
 from .console import Console, number
 from .console import size as readable
 from .drive import DriveOptions
-from .errors import InputError, StorageError, UsageError
+from .errors import UsageError
 from .evaluate import EvaluateOptions
 from .personalize import PersonalizeOptions
 from .training.prepare import PrepareOptions
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-SIZES: Final = (64, 4320)
-MAX_FRAMES: Final = 64
-MAX_STEPS: Final = 1_000_000
-MAX_SEED: Final = 2**32 - 1
-SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-ALPHA_SUFFIXES: Final = (".mov", ".webm")
 
 # Any: typer wants the literals of `Device` and the like, the dataclasses say str.
 _P: Any = PersonalizeOptions()
@@ -182,17 +174,17 @@ def personalize(
     from .device import choose
     from .personalize import expand, personalize
 
-    picked = _pick(pick)
-    _within("--frames", frames, 1, MAX_FRAMES)
-    _within("--steps", steps, 0, MAX_STEPS)
-    _within("--size", size, *SIZES)
-    _within("--seed", seed, 0, MAX_SEED)
-    _person(person)
-    _model(model)
+    picked = arguments.pick(pick)
+    arguments.within("--frames", frames, 1, MAX_FRAMES)
+    arguments.within("--steps", steps, 0, MAX_STEPS)
+    arguments.within("--size", size, *SIZES)
+    arguments.within("--seed", seed, 0, MAX_SEED)
+    arguments.person(person)
+    arguments.model(model)
     if name is not None:
         name = check_name(name)
     for path in (*inputs, *([] if labels is None else [labels])):
-        _readable(path)
+        arguments.readable(path)
     console = _console(ctx, goes_on=True)
     chosen = PersonalizeOptions(
         frames=frames, steps=steps, name=name, model=model, preset=preset, init=init, size=size, pick=picked,
@@ -252,16 +244,16 @@ def drive(
     from .drive import drive
 
     console = _console(ctx, goes_on=True)
-    _fraction("--smooth", smooth)
-    _fraction("--output-smooth", output_smooth)
-    _piece(start, end)
+    arguments.fraction("--smooth", smooth)
+    arguments.fraction("--output-smooth", output_smooth)
+    arguments.piece(start, end)
     if size is not None:
-        _within("--size", size, *SIZES)
-    _person(person)
-    _background(background, out)
-    _readable(source)
-    _writable(out, source, background)
-    _may_overwrite(out, yes, console)
+        arguments.within("--size", size, *SIZES)
+    arguments.person(person)
+    arguments.background(background, out)
+    arguments.readable(source)
+    arguments.writable(out, source, background)
+    arguments.may_overwrite(out, yes, console)
     chosen = DriveOptions(
         align=align, smooth=smooth, background=background, audio=audio, compare=compare, start=start, end=end,
         size=size, watermark=watermark, device=device, precision=precision, person=person, output_smooth=output_smooth,
@@ -315,22 +307,23 @@ def evaluate(
     from .device import choose
     from .evaluate import check, evaluate
 
-    _within("--every", every, 1, MAX_STEPS)
-    _within("--size", size, *SIZES)
-    _within("--seed", seed, 0, MAX_SEED)
-    _model(model)
+    arguments.within("--every", every, 1, MAX_STEPS)
+    arguments.within("--size", size, *SIZES)
+    arguments.within("--seed", seed, 0, MAX_SEED)
+    arguments.model(model)
     chosen = EvaluateOptions(
-        init=tuple(word.strip() for word in init.split(",")), frames=_numbers("--frames", frames, 1, MAX_FRAMES),
-        steps=_numbers("--steps", steps, 0, MAX_STEPS), split=split, size=size, every=every, model=model,
+        init=tuple(word.strip() for word in init.split(",")),
+        frames=arguments.numbers("--frames", frames, 1, MAX_FRAMES),
+        steps=arguments.numbers("--steps", steps, 0, MAX_STEPS), split=split, size=size, every=every, model=model,
         labels=tuple(map(str, labels)), device=device, precision=precision, seed=seed,
     )  # fmt: skip
     check(chosen)
     for path in (*clips, *labels, *(Path(start) for start in chosen.init if start.endswith(".safetensors"))):
-        _readable(path)
+        arguments.readable(path)
     if json is not None:
-        _writable_folder(json)
+        arguments.writable_folder(json)
     if out is not None:
-        _report_folder(out)
+        arguments.report_folder(out)
     console = _console(ctx)
     with forecast.announced(
         lambda: forecast.evaluate(clips, chosen, choose(device, precision)), console, yes=yes
@@ -435,14 +428,15 @@ def train(
     from .models import configuration
     from .training.train import TrainOptions, train
 
-    _model(model)
-    _within("--seed", seed, 0, MAX_SEED)
-    sizes: dict[str, Any] = _config(config)
+    arguments.model(model)
+    arguments.within("--seed", seed, 0, MAX_SEED)
+    sizes: dict[str, Any] = arguments.config(config)
     if stage != "parsing":
         sizes = configuration(model, preset) | sizes
     options = TrainOptions(
         stage, model, sizes, None if init is None else str(init), steps, minutes, batch, rate,
-        _counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device, precision,
+        arguments.counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device,
+        precision,
     )  # fmt: skip
     console = _console(ctx, goes_on=True)
     speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
@@ -547,8 +541,8 @@ def avatars_export(
     console = _console(ctx)
     avatar = Avatar.load(name)
     target = file if file is not None else Path(f"{avatar.name}.zip")
-    _writable_folder(target)
-    _may_overwrite(target, yes, console)
+    arguments.writable_folder(target)
+    arguments.may_overwrite(target, yes, console)
     path = export(avatar, target)
     console.result({"avatar": avatar.name, "out": str(path)}, f"Written: {path} ({readable(path.stat().st_size)})")
 
@@ -614,154 +608,12 @@ def weights_verify(ctx: typer.Context, json: Json = False, quiet: Quiet = False)
             raise WeightsError(f"{path} has the wrong sha256.", "Delete it and run retarget weights pull.")
 
 
-# Checks of what was typed.
-
-
 def _console(ctx: typer.Context, *, goes_on: bool = False) -> Console:
     """Where the command prints; `goes_on`: whether the same command later goes on where it was interrupted."""
     console = ctx.find_object(Console)
     assert console is not None  # main passes it
     console.goes_on = goes_on
     return console
-
-
-def _within(option: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{option} {value} cannot be.", f"Give a whole number from {low} to {high}.")
-
-
-def _fraction(option: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UsageError(f"{option} {value:g} cannot be.", "Give a number from 0 to 1.")
-
-
-def _piece(start: float, end: float | None) -> None:
-    if not (math.isfinite(start) and start >= 0):
-        raise UsageError(f"--start {start:g} cannot be.", "Give seconds from the beginning of the source, 0 or more.")
-    if end is not None and not (math.isfinite(end) and end > start):
-        raise UsageError(f"--end {end:g} is not after --start {start:g}.", "Give the seconds at which to end.")
-
-
-def _pick(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
-        raise UsageError(f"--pick {text!r} is not a list of frame numbers.", "Give for example --pick 12,40,77.")
-    numbers = tuple(map(int, words))
-    if len(set(numbers)) != len(numbers):
-        raise UsageError(f"--pick {text} names a frame twice.", "Name each frame once.")
-    if len(numbers) > MAX_FRAMES:
-        raise UsageError(f"--pick names {len(numbers)} frames.", f"Name at most {MAX_FRAMES}.")
-    return numbers
-
-
-def _numbers(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words):
-        raise UsageError(f"{option} {text!r} is no list of whole numbers.", f"Give for example {option} 5,10.")
-    for word in words:
-        _within(option, int(word), low, high)
-    return tuple(map(int, words))
-
-
-def _config(words: Sequence[str]) -> dict[str, float | str]:
-    """`--config width=24 --config flow=0.1 --config conditioning=face` as a dictionary."""
-    out: dict[str, float | str] = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        if name == "conditioning":
-            out[name] = value
-            continue
-        try:
-            out[name] = int(value) if value.lstrip("-").isdigit() else float(value)
-        except ValueError:
-            raise UsageError(f"--config {word} is not NAME=NUMBER.", "Give, for example, --config width=24.") from None
-    return out
-
-
-def _counts(option: str, text: str) -> tuple[int, ...]:
-    """`1,3,5` as numbers of 1 or more."""
-    try:
-        counts = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 1:
-        raise UsageError(f"{option} {text} is no list of numbers.", f"Give, for example, {option} 1,3,5.")
-    return counts
-
-
-def _person(text: str) -> None:
-    if text != "largest" and not re.fullmatch(r"\s*\d{1,5}(\.\d+)?\s*,\s*\d{1,5}(\.\d+)?\s*", text):
-        raise UsageError(
-            f"--person {text!r} is neither “largest” nor a pixel.", "Give for example --person 320,200 (X,Y)."
-        )
-
-
-def _model(name: str) -> None:
-    from .models import MODELS
-
-    if name not in MODELS:
-        raise UsageError(f"There is no model {name!r}.", f"There are: {', '.join(MODELS)}.")
-
-
-def _background(text: str, out: Path) -> None:
-    if text == "transparent":
-        if out.suffix.lower() not in ALPHA_SUFFIXES:
-            raise UsageError(f"{out.name} cannot be transparent.", "Give --out a name that ends in .mov or .webm.")
-    elif text.startswith("#"):
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-            raise UsageError(
-                f"--background {text!r} is no colour.", "Give #rrggbb, for example --background '#00ff00'."
-            )
-    elif text not in ("plate", "source") and not Path(text).is_file():
-        raise UsageError(
-            f"--background {text!r} is neither a file nor one of plate, source, transparent and #rrggbb.",
-            "Give one of them.",
-        )
-
-
-def _readable(path: Path) -> None:
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise InputError(f"{path} is an address, and only local files are read.", "Download it first.")
-    if not path.exists():
-        raise InputError(f"There is no file {path}.", "Check the path.")
-    if not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path} is a device or a pipe, not a file.", "Save it as a file first.")
-
-
-def _writable_folder(out: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        raise StorageError(f"The folder {out.parent} does not exist.", "Create it, or choose another one.")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder.", "Give the name of a file.")
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise StorageError(f"The folder {out.absolute().parent} cannot be written.", "Choose another one.")
-
-
-def _report_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is no folder.", "Give the name of a folder for the report.")
-    _writable_folder(out / "report.json" if out.exists() else out)
-
-
-def _writable(out: Path, source: Path, background: str) -> None:
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{out} has no suffix of a video.", f"Use one of {', '.join(SUFFIXES)}.")
-    _writable_folder(out)
-    for used in (source, Path(background)):
-        if out.exists() and used.is_file() and out.samefile(used):
-            raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
-
-
-def _may_overwrite(out: Path, yes: bool, console: Console) -> None:
-    if not out.exists() or yes:
-        return
-    answer = console.ask(f"{out} exists already. Overwrite it?")
-    if answer is None:
-        raise UsageError(f"{out} exists already.", "Give another name, or --yes to overwrite it.")
-    if not answer:
-        raise typer.Exit(1)
 
 
 # What results look like.

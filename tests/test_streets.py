@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from retarget import DriveOptions, device, drive, forecast, metrics, personalize, streets, weights
+from retarget.arguments import config
 from retarget.avatar import Avatar
-from retarget.cli import _config, main
+from retarget.cli import main
 from retarget.errors import AvatarError, InputError, UsageError
 from retarget.evaluate import EvaluateOptions, evaluate, split, split_maps
 from retarget.labels import coloured, read_map
@@ -474,7 +475,7 @@ def test_weights_of_another_subject_are_not_taken(monkeypatch):
 
 def test_what_is_trained_on():
     for drawn, subject in (("face", "head"), ("labels", "scene")):
-        known = _config([f"conditioning={drawn}", "width=8"])
+        known = config([f"conditioning={drawn}", "width=8"])
         assert known == {"conditioning": drawn, "width": 8}
         assert begin(TrainOptions(model="few-shot-vid2vid", config=known))[0].subject == subject
     with pytest.raises(UsageError, match="conditioning"):
