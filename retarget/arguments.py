@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import typer
-
 from .console import Console
 from .errors import InputError, StorageError, UsageError
 
@@ -152,11 +150,11 @@ def writable(out: Path, source: Path, background: str) -> None:
             raise UsageError(f"{out} is read and cannot be written at the same time.", "Give --out another name.")
 
 
-def may_overwrite(out: Path, yes: bool, console: Console) -> None:
+def may_overwrite(out: Path, yes: bool, console: Console) -> bool:
+    """Whether a file may be written: it is not there yet, or `yes`, or whoever sits there agrees."""
     if not out.exists() or yes:
-        return
+        return True
     answer = console.ask(f"{out} exists already. Overwrite it?")
     if answer is None:
         raise UsageError(f"{out} exists already.", "Give another name, or --yes to overwrite it.")
-    if not answer:
-        raise typer.Exit(1)
+    return answer

@@ -253,7 +253,8 @@ def drive(
     arguments.background(background, out)
     arguments.readable(source)
     arguments.writable(out, source, background)
-    arguments.may_overwrite(out, yes, console)
+    if not arguments.may_overwrite(out, yes, console):
+        raise typer.Exit(1)
     chosen = DriveOptions(
         align=align, smooth=smooth, background=background, audio=audio, compare=compare, start=start, end=end,
         size=size, watermark=watermark, device=device, precision=precision, person=person, output_smooth=output_smooth,
@@ -542,7 +543,8 @@ def avatars_export(
     avatar = Avatar.load(name)
     target = file if file is not None else Path(f"{avatar.name}.zip")
     arguments.writable_folder(target)
-    arguments.may_overwrite(target, yes, console)
+    if not arguments.may_overwrite(target, yes, console):
+        raise typer.Exit(1)
     path = export(avatar, target)
     console.result({"avatar": avatar.name, "out": str(path)}, f"Written: {path} ({readable(path.stat().st_size)})")
 

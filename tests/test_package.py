@@ -77,7 +77,7 @@ RANK = {
     **dict.fromkeys(("faces", "labels"), 2),
     "checkpoint": 2,
     "perceptual_metrics": 2,
-    "report": 3,
+    **dict.fromkeys(("arguments", "report"), 3),
     # What stands between inputs and models, and the loop that fits.
     **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
