@@ -612,6 +612,24 @@ def test_feet_that_were_not_found_shade_nothing(puppet):
     assert not parts.contact(lost, (160, 128), 1.0, torch.zeros(1)).any()
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before the body", "in the air"])
+def test_a_hand_before_the_body_ends_where_its_fingers_do(puppet, before):
+    """In the air all that is there is its own."""
+    body, hand = puppet.body(left=(15, 300) if before else (60, 60)), PART["left_hand"]
+    matte = np.ones((160, 128), np.float32)
+    known, unknown = (skeletons(puppet.track(body, details=details)) for details in (True, False))
+    y, x = np.mgrid[0:160, 0:128] + 0.5
+    joints = known.points[0, hand]
+    far = np.hypot(x[..., None] - joints[:, 0], y[..., None] - joints[:, 1]).min(-1) > 0.05 * known.scale[0]
+    tight, loose = (part_mattes(skeleton, matte)[0][hand] for skeleton in (known, unknown))
+    assert (tight > 0.5).sum() > 10
+    assert (loose[far] > 0.5).any()
+    if before:
+        assert (tight[far] > 0.5).sum() < 0.5 * (loose[far] > 0.5).sum()
+    else:
+        np.testing.assert_array_equal(tight, loose)
+
+
 # ------------------------------------------------------------------------------------------------ judging references
 
 

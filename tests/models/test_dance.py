@@ -332,11 +332,17 @@ def test_what_is_solid_is_never_cut_open(model, known, puppet, ahead):
         assert (beside == 0).any()
 
 
-def test_a_person_reaches_beyond_the_moved_parts_only_where_that_is_certain(known, puppet):
+def waving(known, puppet) -> tuple[Dance, Moved]:
+    """A model that has learnt nothing, and the person drawn for it."""
     torch.manual_seed(2)
     model = Dance(**SMALL)
     body = puppet.body(**WAVING)
     moved, _, _ = model.ahead(model.condition(window(puppet, body), SIZE), model.encode(known), filmed(puppet, body))
+    return model, moved
+
+
+def test_a_person_reaches_beyond_the_moved_parts_only_where_that_is_certain(known, puppet):
+    model, moved = waving(known, puppet)
     bias = model.synthesis.last.bias.data[8:12]
 
     def drawn(value: float) -> torch.Tensor:
@@ -357,10 +363,7 @@ def test_a_person_reaches_beyond_the_moved_parts_only_where_that_is_certain(know
 
 def test_the_scene_is_shaded_only_so_far(known, puppet):
     """At work; while it learns, what is shut off would never learn."""
-    torch.manual_seed(2)
-    model = Dance(**SMALL)
-    body = puppet.body(**WAVING)
-    moved, _, _ = model.ahead(model.condition(window(puppet, body), SIZE), model.encode(known), filmed(puppet, body))
+    model, moved = waving(known, puppet)
     bias = model.synthesis.last.bias.data[24:28]
 
     def scene(shade: float) -> torch.Tensor:
