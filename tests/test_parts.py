@@ -144,6 +144,22 @@ def test_nothing_is_mirrored_or_squeezed_to_a_line(puppet):
     assert (np.linalg.det(found[..., :2]) > 0.04 * ratio[..., None] ** 2).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 1.6])
+def test_a_fist_is_not_blown_up_to_an_open_hand(puppet, size):
+    hand = PART["left_hand"]
+    fist = puppet.track(puppet.body((70, 20)), details=True)
+    middle = fist.hands[:, 0, :, :2].mean(1, keepdims=True)
+    fist.hands[:, 0, :, :2] = middle + 0.4 * (fist.hands[:, 0, :, :2] - middle)
+    grown = puppet.track(puppet.body((70, 20)), details=True)
+    for points in (grown.body, grown.face, grown.hands):
+        points[..., :3] *= size
+    source, target = skeletons(fist), skeletons(grown)
+    found = affines(source, target)[0, 0, hand]
+    assert np.linalg.svd(found[:, :2], compute_uv=False).max() == pytest.approx(1.15 * size, rel=1e-3)
+    shown, wanted = (s.points[0, hand].mean(0) for s in (source, target))
+    np.testing.assert_allclose(found[:, :2] @ shown + found[:, 2], wanted, atol=1e-3)
+
+
 def test_inverse_takes_back(puppet):
     source, target = (skeletons(puppet.track(*random_bodies(puppet, 3, seed))) for seed in (4, 5))
     there = affines(source, target)

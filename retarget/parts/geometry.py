@@ -40,6 +40,8 @@ or crotch is torn between rigid parts."""
 FAR = 4.0
 """Distance from its bone, in radii of the part, at which nothing belongs to it any more."""
 HIPS = (PART["torso"], PART["left_upper_leg"], PART["right_upper_leg"])
+HAND = 1.15
+"""How much larger than the body a hand gets, at most: a fist is no open hand when it is drawn twice as large."""
 LIMBS = tuple(i for i, p in enumerate(PARTS) if "arm" in p or "leg" in p)
 
 
@@ -155,7 +157,7 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
 
     Limbs: the bone onto the bone, exactly; across the bone the scale of the body (so that a limb that points at the
     camera gets shorter, not thinner). Head, torso, hands, feet: least squares over their control points, drawn towards
-    a similarity where the points do not determine an affine transform.
+    a similarity where the points do not determine an affine transform; hands grow by `HAND` against the body at most.
 
     Returns:
         (M, N, P, 2, 3) float64, pixels → pixels.
@@ -212,11 +214,19 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
         det = fitted[..., 0, 0] * fitted[..., 1, 1] - fitted[..., 0, 1] * fitted[..., 1, 0]
         bad = (w.sum(-1) < 3) | (det < 0.35 * wanted**2)
         fitted = np.where(bad[..., None, None], prior, fitted)
+        if PARTS[i].endswith("hand"):
+            fitted = _no_larger(fitted, HAND * ratio)
         enough = w.sum(-1) >= 2
         linear[:, :, i] = np.where(enough[..., None, None], fitted, linear[:, :, i])
         moved = c_t - np.einsum("mnij,mnj->mni", fitted, c_s)
         offset[:, :, i] = np.where(enough[..., None], moved, offset[:, :, i])
     return np.concatenate([linear, offset[..., None]], -1)
+
+
+def _no_larger(linear: Float, limit: Float) -> Float:
+    """Linear maps (..., 2, 2) that stretch nothing by more than `limit` (...)."""
+    left, stretch, right = np.linalg.svd(linear)
+    return np.asarray(left * np.minimum(stretch, limit[..., None])[..., None, :] @ right)
 
 
 def _inverse2(m: Float) -> Float:
