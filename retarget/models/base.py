@@ -273,6 +273,18 @@ class RetargetModel(nn.Module, ABC):
     def forward(self, condition: Any, identity: Identity, state: State) -> tuple[Frame, State]:
         """Draw one frame of a clip."""
 
+    leads: bool = False
+    """Whether its state does not depend on its pictures, so that `lead` lets several be drawn at once."""
+
+    def lead(self, condition: Any, identity: Identity, state: State) -> tuple[Any, State]:
+        """For a model that `leads`: all that the next frame has to wait for.
+
+        Returns:
+            The condition with what the state decides, from which `forward` then draws the frame without a state; and
+            the next frame's state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to draw one frame after the other")
+
     def ahead(self, condition: Any, identity: Identity, truth: Frame) -> tuple[Any, Identity, Frame]:
         """For training: whatever of the forward pass no parameter changes, done once for many steps. Single frames.
 

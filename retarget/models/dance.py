@@ -33,7 +33,7 @@ from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
 from .base import Batch, Frame, Poses, References, RetargetModel, stacked
 from .choice import Choice, lesson
-from .layers import UNet, resized
+from .layers import UNet, averaged, resized
 from .losses import VGG19, DanceObjective, LossWeights
 from .trust import settled
 
@@ -105,6 +105,8 @@ class DanceCondition(NamedTuple):
     """Drawn pixels per pixel of the avatar's picture."""
     recent: tuple[Poses, ...]
     """The window's poses, oldest first."""
+    layouts: tuple[parts.Layout, ...] | None = None
+    """Where the parts go, if that is known already (`Dance.lead`)."""
 
 
 class Moved(NamedTuple):
@@ -149,6 +151,7 @@ class Dance(RetargetModel):
 
     Ahead = Moved
     moves_pixels = True
+    leads = True
     trust: Tensor
     """(5,) in 0..1: how much of each of the nets' answers (`TRUSTED`) this person gets; see `settle`."""
 
@@ -229,6 +232,12 @@ class Dance(RetargetModel):
     def before(self, identity: DanceIdentity, plate: Tensor) -> DanceIdentity:
         return tuple(person._replace(plate=plate[0].float() / 2 + 0.5, shadow=0.0) for person in identity)
 
+    def lead(
+        self, condition: DanceCondition, identity: DanceIdentity, state: DanceState | None
+    ) -> tuple[DanceCondition, DanceState]:
+        layouts, states = self._laid_out(condition, identity, state)
+        return condition._replace(layouts=layouts), states
+
     def forward(
         self, condition: DanceCondition | Moved, identity: DanceIdentity, state: DanceState | None
     ) -> tuple[Frame, DanceState]:
@@ -238,7 +247,10 @@ class Dance(RetargetModel):
             # Nothing that `settle` should weigh.
             regret = self.choice.regret(condition.choice) if self.training and condition.choice is not None else None
             return Frame((2 * rgb - 1).clamp(-1, 1), matte, regret), ()
-        layouts, states = self._laid_out(condition, identity, state)
+        states: DanceState = ()
+        layouts = condition.layouts
+        if layouts is None:
+            layouts, states = self._laid_out(condition, identity, state)
         drawn, mattes = [], []
         for b, (person, layout) in enumerate(zip(self._people(condition, identity), layouts, strict=True)):
             moved, alpha = _moved(person, layout, condition.size, condition.zoom)
@@ -295,7 +307,7 @@ class Dance(RetargetModel):
 
     def _laid_out(
         self, condition: DanceCondition, identity: DanceIdentity, state: DanceState | None
-    ) -> tuple[list[parts.Layout], DanceState]:
+    ) -> tuple[tuple[parts.Layout, ...], DanceState]:
         judge = self.choice.judge if self.choice.taught else None
         found = [
             parts.lay_out(person.levels[0], pose, state[b] if state else None, judge)
@@ -303,7 +315,7 @@ class Dance(RetargetModel):
                 zip(self._people(condition, identity), condition.skeletons, strict=True)
             )
         ]  # fmt: skip
-        return [layout for layout, _ in found], tuple(new for _, new in found)
+        return tuple(layout for layout, _ in found), tuple(new for _, new in found)
 
     def _painted(self, moved: Moved) -> tuple[Tensor, Tensor]:
         """The person on the plate (Eq. 2), corrected by the nets: rgb (B, 3, H, W) and matte (B, 1, H, W) in 0..1.
@@ -315,7 +327,7 @@ class Dance(RetargetModel):
         person, plate = (resized(x, small) for x in (moved.person, moved.plate))
         answer = self.synthesis(torch.cat([person, plate, moved.maps.to(person)], 1)).float()
         flow, colour, shade = _calm(torch.cat([answer[:, :2], answer[:, 3:]], 1)).split((2, 3, 1), 1)
-        around = F.avg_pool2d(person, 5, 1, 2, count_include_pad=False)
+        around = averaged(person)
         # What is solid may not be cut open: that a person's clothes end between the legs is a prejudice of the corpus.
         change = torch.tanh(answer[:, 2:3])
         solid = ((person[:, 3:] - 0.5) * 2.5).clamp(0, 1)
@@ -412,19 +424,18 @@ def _bent(x: Tensor, flow: Tensor) -> Tensor:
 
 def _calm(x: Tensor) -> Tensor:
     """Without fine detail: what corrects colours and places must not draw."""
-    return F.avg_pool2d(F.avg_pool2d(x, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False)
+    return averaged(averaged(x))
 
 
 def _moved(person: Person, layout: parts.Layout, size: tuple[int, int], zoom: float) -> tuple[Tensor, Tensor]:
     level = person.levels[0 if zoom > 0.75 else 1 if zoom > 0.375 else 2]
     rgb, alpha, _ = parts.render(level, layout, size, zoom=zoom)
     both = torch.cat([rgb, alpha])[None]
-    edge = (1 - SOFT) / 2
-    kernel = both.new_tensor([edge, SOFT, edge])
-    for shape in ((1, 1, 3, 1), (1, 1, 1, 3)):
+    for dim in (2, 3):
         # Whoever is cut off by the picture's border is as solid there as before it.
-        around = (shape[3] // 2, shape[3] // 2, shape[2] // 2, shape[2] // 2)
-        both = F.conv2d(F.pad(both, around, "replicate"), kernel.view(shape).expand(4, 1, *shape[2:]), groups=4)
+        padded = F.pad(both, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0), "replicate")
+        before, middle, after = (padded.narrow(dim, i, both.shape[dim]) for i in range(3))
+        both = torch.add(before, after).mul_((1 - SOFT) / 2).add_(middle, alpha=SOFT)
     return both[0, :3], both[0, 3:]
 
 

@@ -41,6 +41,25 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
+def averaged(x: Tensor, reach: int = 2) -> Tensor:
+    """(B, C, H, W): the mean of what is up to `reach` pixels away in each direction, without what is outside.
+
+    As `F.avg_pool2d` with `count_include_pad=False`, but several times faster on a CPU.
+    """
+    known = []
+    for dim in (2, 3):
+        count = x.shape[dim]
+        sides = [0, 0, 0, 0]
+        sides[2 * (3 - dim)] = sides[2 * (3 - dim) + 1] = reach
+        padded = F.pad(x, sides)
+        x = padded.narrow(dim, 0, count)
+        for i in range(1, 2 * reach + 1):
+            x = x + padded.narrow(dim, i, count)
+        at = torch.arange(count, device=x.device)
+        known.append((at.clamp_max(reach) + at.flip(0).clamp_max(reach) + 1).to(x.dtype))
+    return x / (known[0][:, None] * known[1])
+
+
 def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
     """Look each pixel up where the flow says: out(p) = x(p + flow(p)), bilinear, in float32.
 

@@ -157,8 +157,10 @@ def bent(
     for share in SPREAD[part]:
         narrow = np.float32(-0.5 / (share * RADII[part] * pose.scale[0]) ** 2)
         ex, ey = np.exp(narrow * across**2), np.exp(narrow * down**2)
-        near = ey @ ex.T + 0.3  # far from all points, nothing
-        spread = np.stack([(ey * left[:, d]) @ ex.T / near for d in (0, 1)])
+        # By torch: NumPy's threads wait for those that draw (`rendering`).
+        sums = torch.from_numpy(np.stack([ey, ey * left[:, 0], ey * left[:, 1]])) @ torch.from_numpy(ex.T)
+        near, *spread_ = sums.numpy()
+        spread = np.stack(spread_) / (near + 0.3)  # far from all points, nothing
         field += spread
         left -= np.stack([cv2.remap(s, x, y, cv2.INTER_LINEAR)[:, 0] for s in spread], 1)
     return np.concatenate([field, np.ones((1, n, n))])

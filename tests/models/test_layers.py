@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from retarget.models.layers import GlobalGenerator, LocalEnhancer, UNet, fit_sides, resized, within
+from retarget.models.layers import GlobalGenerator, LocalEnhancer, UNet, averaged, fit_sides, resized, within
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -121,3 +122,14 @@ def test_fit_sides():
     assert fit_sides(x, 1, 3)[0, 0].tolist() == [[0, 1, 2], [3, 4, 5], [3, 4, 5]]
     padded = fit_sides(x, 4)[0, 0]
     assert padded.tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+
+
+@pytest.mark.parametrize(("size", "reach"), [((9, 14), 2), ((3, 2), 2), ((7, 7), 1)])
+def test_the_mean_of_the_surroundings(size, reach):
+    """PyTorch's own average, without what is outside, is the reference."""
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    padded, ones = (F.pad(t, [reach] * 4) for t in (x, torch.ones(1, 1, *size)))
+    wanted = F.avg_pool2d(padded, 2 * reach + 1, 1) / F.avg_pool2d(ones, 2 * reach + 1, 1)
+    torch.testing.assert_close(averaged(x, reach), wanted)
+    (there,), (here,) = (torch.autograd.grad((t**2).sum(), x) for t in (wanted, averaged(x, reach)))
+    torch.testing.assert_close(here, there)

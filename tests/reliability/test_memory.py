@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -92,6 +93,12 @@ def dancing(puppet: Any, count: int = 6) -> list[np.ndarray]:
 
 
 @pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are begun before those before them are shown, but one thread draws them all, one after the other."""
+    monkeypatch.setattr(importlib.import_module("retarget.rendering"), "at_once", lambda _: 1)
+
+
+@pytest.fixture
 def made(puppet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Avatar]:
     """`personalize` on three poses of the puppet's dance, at the size that is asked for."""
     (tmp_path / "me.mp4").write_bytes(b"not looked into")
@@ -135,7 +142,9 @@ def test_frames_are_drawn_smaller(
     told, notes = Warnings(), []
     less = list(pictures(model, identity, track, SIZE, CPU, progress=told, notes=notes))
     assert told.seen == notes == said
-    assert len(failed) == len(said)  # whoever went down stays there
+    tried = [condition.size[1] for _, condition, *_ in failed]
+    assert sorted(tried, reverse=True) == tried  # whoever went down stays there
+    assert sorted(set(tried), reverse=True) == [SIZE[0] // 2**i for i in range(len(said))]
     assert [p.shape for p in less] == [p.shape for p in whole]
     for a, b in zip(less, whole, strict=True):
         # The same picture, less sharp.
@@ -143,8 +152,20 @@ def test_frames_are_drawn_smaller(
         assert np.abs(a - b).mean() < 4
 
 
+@pytest.mark.reliability(SECTION, "drive: no memory for several frames at once", "one at a time, at the full size")
+def test_frames_are_drawn_one_at_a_time(cast: Avatar, track: PoseTrack, starve: Any, in_order: None) -> None:
+    model, identity, _ = load(cast, CPU)
+    whole = list(pictures(model, identity, track, SIZE, CPU))
+    failed = starve(Dance, "forward", lambda *_: threading.current_thread() is not threading.main_thread())
+    told, notes = Warnings(), []
+    same = list(pictures(model, identity, track, SIZE, CPU, progress=told, notes=notes))
+    assert 1 <= len(failed) <= 2
+    assert told.seen == notes == []
+    np.testing.assert_array_equal(same, whole)
+
+
 @pytest.mark.reliability(SECTION, "drive: memory runs out in the middle", "only from there on smaller")
-def test_frames_before_stay_whole(cast: Avatar, track: PoseTrack, starve: Any) -> None:
+def test_frames_before_stay_whole(cast: Avatar, track: PoseTrack, starve: Any, in_order: None) -> None:
     model, identity, _ = load(cast, CPU)
     whole = list(pictures(model, identity, track, SIZE, CPU, transparent=True, calm=0.5))
     calls: list[int] = []
@@ -220,7 +241,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.reliability(SECTION, "drive: NaN or Inf in bf16", "the same frame again in fp32, said once")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_frame_that_is_not_finite_is_drawn_in_fp32(cast: Avatar, track: PoseTrack, spoil: Any, value: float) -> None:
+def test_a_frame_that_is_not_finite_is_drawn_in_fp32(
+    cast: Avatar, track: PoseTrack, spoil: Any, in_order: None, value: float
+) -> None:
     low = device.choose("cpu", "bf16")
     model, identity, _ = load(cast, CPU)
     whole = list(pictures(model, identity, track, SIZE, CPU))
@@ -234,7 +257,9 @@ def test_a_frame_that_is_not_finite_is_drawn_in_fp32(cast: Avatar, track: PoseTr
 
 @pytest.mark.reliability(SECTION, "drive: NaN or Inf in fp32", "an error that names the frame; never a black one")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_frame_that_cannot_be_drawn(cast: Avatar, track: PoseTrack, spoil: Any, value: float, tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_drawn(
+    cast: Avatar, track: PoseTrack, spoil: Any, in_order: None, value: float, tmp_path: Path
+) -> None:
     spoil(2, value, low_only=False)
     with pytest.raises(DeviceError, match="Frame 2 cannot be drawn: its pixels are not finite") as error:
         drive(cast, save_motion(track, tmp_path / "dance.npz"), tmp_path / "o.mp4", DriveOptions(device="cpu"))
