@@ -159,8 +159,8 @@ def bent(
         ex, ey = np.exp(narrow * across**2), np.exp(narrow * down**2)
         # By torch: NumPy's threads wait for those that draw (`rendering`).
         sums = torch.from_numpy(np.stack([ey, ey * left[:, 0], ey * left[:, 1]])) @ torch.from_numpy(ex.T)
-        near, *spread_ = sums.numpy()
-        spread = np.stack(spread_) / (near + 0.3)  # far from all points, nothing
+        near, *pulled = sums.numpy()
+        spread = np.stack(pulled) / (near + 0.3)  # far from all points, nothing
         field += spread
         left -= np.stack([cv2.remap(s, x, y, cv2.INTER_LINEAR)[:, 0] for s in spread], 1)
     return np.concatenate([field, np.ones((1, n, n))])
