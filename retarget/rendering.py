@@ -1,5 +1,5 @@
-"""Movements → pictures, one after the other: what `drive` shows, what it does when memory or precision do not suffice,
-and what has to be known to go on in the middle."""
+"""Movements → pictures, in order, several at once: what `drive` shows, what it does when memory or precision do not
+suffice, and what has to be known to go on in the middle."""
 
 from __future__ import annotations
 
@@ -231,7 +231,9 @@ class _Line:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            self.count = 0  # one at a time needs less
+            # One at a time needs less.
+            self.count = 0
+            torch.set_num_threads(self.threads)
         wait([other.job for other in self.begun if not other.job.cancel()])
         self.again.extend(other.who for other in self.begun)
         self.begun.clear()

@@ -115,6 +115,31 @@ def test_what_fails_in_a_thread_is_told_at_its_frame(monkeypatch, model, identit
         next(stream)
 
 
+def test_one_frame_at_a_time_has_all_cores(monkeypatch, model, identity, track):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(rendering, "at_once", lambda _: 2)
+    real = type(model).forward
+
+    def forward(self, *arguments):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        return real(self, *arguments)
+
+    try:
+        torch.set_num_threads(3)
+        stream = pictures(model, identity, track, SIZE, CPU)
+        next(stream)
+        assert torch.get_num_threads() == 1
+        stream.close()
+        monkeypatch.setattr(type(model), "forward", forward)
+        stream = pictures(model, identity, track, SIZE, CPU)
+        next(stream)
+        assert torch.get_num_threads() == 3
+        assert len(list(stream)) == len(track) - 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(("cores", "count"), [(1, 0), (2, 2), (16, rendering.MOST)])
 def test_a_cpu_draws_as_many_as_it_has_cores_up_to_a_few(monkeypatch, cores, count):
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
