@@ -224,9 +224,10 @@ def affines(source: Skeleton, target: Skeleton) -> Float:
 
 
 def _no_larger(linear: Float, limit: Float) -> Float:
-    """Linear maps (..., 2, 2) that stretch nothing by more than `limit` (...)."""
-    left, stretch, right = np.linalg.svd(linear)
-    return np.asarray(left * np.minimum(stretch, limit[..., None])[..., None, :] @ right)
+    """Linear maps (..., 2, 2) that stretch nothing by more than `limit` (...); NaN stays NaN."""
+    known = np.isfinite(linear).all((-2, -1))[..., None, None] & np.isfinite(limit)[..., None, None]
+    left, stretch, right = np.linalg.svd(np.where(known, linear, 0))
+    return np.where(known, left * np.minimum(stretch, limit[..., None])[..., None, :] @ right, linear)
 
 
 def _inverse2(m: Float) -> Float:

@@ -157,13 +157,17 @@ def bent(
     for share in SPREAD[part]:
         narrow = np.float32(-0.5 / (share * RADII[part] * pose.scale[0]) ** 2)
         ex, ey = np.exp(narrow * across**2), np.exp(narrow * down**2)
-        # By torch: NumPy's threads wait for those that draw (`rendering`).
-        sums = torch.from_numpy(np.stack([ey, ey * left[:, 0], ey * left[:, 1]])) @ torch.from_numpy(ex.T)
-        near, *pulled = sums.numpy()
+        near, *pulled = _product(np.stack([ey, ey * left[:, 0], ey * left[:, 1]]), ex.T)
         spread = np.stack(pulled) / (near + 0.3)  # far from all points, nothing
         field += spread
         left -= np.stack([cv2.remap(s, x, y, cv2.INTER_LINEAR)[:, 0] for s in spread], 1)
     return np.concatenate([field, np.ones((1, n, n))])
+
+
+def _product(a: Float, b: Float) -> Float:
+    """a @ b in their precision, by torch: NumPy's threads would wait for those that draw (`rendering`)."""
+    with torch.autocast("cpu", enabled=False):
+        return np.asarray((torch.from_numpy(a) @ torch.from_numpy(b)).numpy())
 
 
 def render(

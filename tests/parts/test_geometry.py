@@ -109,6 +109,17 @@ def test_a_fist_is_not_blown_up_to_an_open_hand(puppet, size):
     np.testing.assert_allclose(found[:, :2] @ shown + found[:, 2], wanted, atol=1e-3)
 
 
+def test_whoever_was_not_found_has_no_transforms_and_stops_nobody(puppet):
+    track = puppet.track(*random_bodies(puppet, 3), details=True)
+    there = affines(skeletons(track), skeletons(track))
+    for points in (track.body, track.face, track.hands):
+        points[1] = np.nan
+    skeleton = skeletons(track)
+    found = affines(skeleton, skeleton)
+    np.testing.assert_allclose(found[[0, 0, 2, 2], [0, 2, 0, 2]], there[[0, 0, 2, 2], [0, 2, 0, 2]])
+    assert not np.isfinite(found[0, 1, PART["left_lower_arm"]]).any()
+
+
 def test_inverse_takes_back(puppet):
     source, target = (skeletons(puppet.track(*random_bodies(puppet, 3, seed))) for seed in (4, 5))
     there = affines(source, target)
