@@ -199,17 +199,16 @@ class _Line:
         self.begun: deque[_Begun] = deque()
         self.again: deque[Identity] = deque()  # of frames that were begun in vain
         self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(max(1, count), "drawing")
 
     def __enter__(self) -> _Line:
         if self.count:
             torch.set_num_threads(max(1, self.threads // self.count))
-            self.pool = ThreadPoolExecutor(self.count, "drawing")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "pool"):
-            self.pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.threads)
+        self.pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self.threads)
 
     def take(
         self, t: int, memory: Memory, compute: Compute, transparent: bool, calm: float
@@ -279,7 +278,7 @@ def _drawn(
     with torch.inference_mode(), compute.autocast():
         condition = model.condition(seen_in(pose).to(compute.device), (height, width), before.condition)
         frame, state = model(condition, identity, before.state)
-    return _finished(frame, Memory(condition, state, before.coarse, shrink), size, transparent, calm)
+    return _finished(frame, Memory(condition, state, memory.coarse, shrink), size, transparent, calm)
 
 
 @torch.inference_mode()

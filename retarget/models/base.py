@@ -228,6 +228,8 @@ class RetargetModel(nn.Module, ABC):
     moves_pixels: bool = False
     """Whether it begins with the person's own pixels, moved: then no step of fine-tuning may blur them for a better
     mean. What paints begins with nothing to lose."""
+    leads: bool = False
+    """Whether its state does not depend on its pictures, so that `lead` lets several be drawn at once."""
     Ahead: type[Any] | None = None
     """What `ahead` makes of a condition, if that is a tuple of tensors and needs no identity: training keeps it on the
     disk, whatever has four dimensions or more as bytes: it has to be in 0..1. None: it is made anew each time."""
@@ -272,9 +274,6 @@ class RetargetModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, condition: Any, identity: Identity, state: State) -> tuple[Frame, State]:
         """Draw one frame of a clip."""
-
-    leads: bool = False
-    """Whether its state does not depend on its pictures, so that `lead` lets several be drawn at once."""
 
     def lead(self, condition: Any, identity: Identity, state: State) -> tuple[Any, State]:
         """For a model that `leads`: all that the next frame has to wait for.

@@ -178,6 +178,22 @@ def test_frames_before_stay_whole(cast: Avatar, track: PoseTrack, starve: Any, i
     assert all(0.05 < (p[..., 3] / 255).mean() < 0.5 for p in less)
 
 
+def test_smoothing_over_time_outlives_a_change_of_size(
+    cast: Avatar, track: PoseTrack, starve: Any, in_order: None
+) -> None:
+    model, identity, _ = load(cast, CPU)
+    still = track.select([0] * 4)
+    scenes = [np.full((160, 128, 3), 100 + 60 * (i > 1), np.uint8) for i in range(4)]
+    whole = list(pictures(model, identity, still, SIZE, CPU, iter(scenes), calm=1.0))
+    calls: list[int] = []
+    starve(
+        Dance, "forward", lambda model, condition, *_: calls.append(0) or (len(calls) > 2 and condition.size[1] > 64)
+    )
+    less = list(pictures(model, identity, still, SIZE, CPU, iter(scenes), calm=1.0))
+    # The scene that has become lighter, away from the person.
+    np.testing.assert_allclose([p[:20, :20].mean() for p in less], [p[:20, :20].mean() for p in whole], atol=1)
+
+
 @pytest.mark.reliability(
     SECTION, "drive: no memory even for a quarter of the size", "DeviceError, exit code 5, no file"
 )
