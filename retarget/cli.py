@@ -288,6 +288,9 @@ def evaluate(
     split: Annotated[float, typer.Option(help="This part of a clip is learned from, the rest is truth.")] = _E.split,
     every: Annotated[int, typer.Option(help="Compare every so many-th frame only.")] = _E.every,
     model: Annotated[str, typer.Option(help="The model.")] = _E.model,
+    crop: Annotated[
+        Literal["auto", "head", "none"], typer.Option(help="Squares around the head, or whole pictures.")
+    ] = _E.crop,
     labels: ScenesOption = [],  # noqa: B006
     size: Annotated[int, typer.Option(help="Short side of the avatars' pictures, pixels.")] = _E.size,
     device: DeviceOption = _E.device,
@@ -316,7 +319,7 @@ def evaluate(
         init=tuple(word.strip() for word in init.split(",")),
         frames=arguments.numbers("--frames", frames, 1, MAX_FRAMES),
         steps=arguments.numbers("--steps", steps, 0, MAX_STEPS), split=split, size=size, every=every, model=model,
-        labels=tuple(map(str, labels)), device=device, precision=precision, seed=seed,
+        crop=crop, labels=tuple(map(str, labels)), device=device, precision=precision, seed=seed,
     )  # fmt: skip
     check(chosen)
     for path in (*clips, *labels, *(Path(start) for start in chosen.init if start.endswith(".safetensors"))):

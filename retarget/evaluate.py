@@ -5,7 +5,8 @@
           │                                                  └─ copy   the reference with the nearest pose
           └─ last part, the truth: gives the poses, and is what all three are compared with
 
-Of a street scene, the label maps of the last part drive (`--labels`); `copy` shows the reference whose map agrees best,
+A head (`--crop head`) is cut out first, and measured in its square. Of a street scene, the label maps of the last part
+drive (`--labels`); `copy` shows the reference whose map agrees best,
 and there is no `warp`: no parts are moved there.
 
 Several inits, K and T give MetaPix's Table 1 and its curves over K and T (Figs. 5 and 6).
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions, Trials, changed, expand, gather, personalize, start
+from .personalize import PersonalizeOptions, Trials, changed, expand, gather, personalize, shown, start
 from .personalize import check as check_avatar
 from .report import SETTING, USUAL, Report
 from .training.prepare import name_of, with_maps
@@ -48,6 +49,7 @@ class EvaluateOptions:
     init, frames, steps  of the avatars, see `PersonalizeOptions`: every combination of them is measured.
     split   this part of a clip is learned from, the rest is the truth.
     size, model, seed    of the avatars, too.
+    crop    `head`: squares around the head are measured; `none`: whole pictures; `auto`: what the model was made for.
     labels  label maps of street scenes, as in `PrepareOptions`; empty: the clips show people.
     every   compare every so many-th frame only.
     device, precision  see `device.choose`.
@@ -60,6 +62,7 @@ class EvaluateOptions:
     size: int = _DEFAULT.size
     every: int = 1
     model: str = _DEFAULT.model
+    crop: str = _DEFAULT.crop
     labels: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "auto"
@@ -95,8 +98,18 @@ def check(options: EvaluateOptions) -> None:
             raise UsageError(f"--{key} names {'one twice' if values else 'nothing'}.", "Name each value once.")
         for value in values:
             check_avatar(replace(_DEFAULT, **{key: value}))
+    check_avatar(replace(_DEFAULT, crop=options.crop))
     for maps in options.labels:
-        check_avatar(replace(_DEFAULT, model=options.model, labels=maps))
+        check_avatar(replace(_DEFAULT, model=options.model, crop=options.crop, labels=maps))
+
+
+def avatars(options: EvaluateOptions) -> PersonalizeOptions:
+    """How all avatars are made; of a scene, the label maps are those of the first."""
+    return PersonalizeOptions(
+        frames=max(options.frames), size=options.size, model=options.model, seed=options.seed, crop=options.crop,
+        labels=options.labels[0] if options.labels else None, name="evaluated", device=options.device,
+        precision=options.precision,
+    )  # fmt: skip
 
 
 def label(init: str) -> str:
@@ -142,7 +155,7 @@ def evaluate(
     if not chosen:
         raise UsageError("There is nothing to measure.", "Give videos of one person each.")
     compute = device.choose(options.device, options.precision, progress=progress)
-    subject = "scene" if options.labels else "body"
+    subject = shown(avatars(options))
     starts = {label(init): start(options.model, init, progress, subject=subject)[1] for init in options.init}
     perceptual = perceptual_metrics.find(compute.device)
     notes = list(perceptual.notes)
@@ -229,8 +242,12 @@ def measure(
         film, known = opened(expand([clip.path]), clip.labels)
         me, truth = split(film, folder, options.split, progress)
         maps = split_maps(known, folder, options.split)
-    elif truth is None:
-        me, truth = split(Film([clip.path]), folder, options.split, progress)
+    else:
+        if shown(avatars(options)) == "head":
+            me = _head(me, folder, options, progress)
+            truth = truth and _head(truth, folder, options, progress)
+        if truth is None:
+            me, truth = split(Film([me]), folder, options.split, progress)
     done: dict[int, list[int]] = {}
     failed: dict[int, RetargetError] = {}
     methods: dict[str, dict[str, Any]] = {}
@@ -275,18 +292,9 @@ def _measure_frames(
         rows[name] = {"kind": kind, "init": init, "frames": frames, "steps": steps} | figures
         path(name).unlink()
 
-    how = PersonalizeOptions(
-        frames=frames,
-        size=options.size,
-        model=options.model,
-        seed=options.seed,
-        crop="none",
-        labels=None if maps is None else str(maps[0]),
-        name="evaluated",
-        **compute,
-    )
+    how = replace(avatars(options), frames=frames, labels=None if maps is None else str(maps[0]))
     source = truth if maps is None else maps[1]
-    known = gather([me], how, progress)
+    known = gather([me], how, progress, cut=False)
     for init in options.init:
         trials = Trials()
         for steps in options.steps:
@@ -303,6 +311,14 @@ def _measure_frames(
     copy(avatar, me, source, path(copied), progress)
     judge(copied, "copy")
     return avatar.meta.extra["picked"], rows
+
+
+def _head(path: Path, folder: Path, options: EvaluateOptions, progress: Progress) -> Path:
+    """The squares around the head of a video, as a video. Raises what `portraits.cropped` raises."""
+    from .portraits import cropped
+
+    (out := folder / "heads").mkdir(exist_ok=True)
+    return cropped([path], out, size=options.size, person="largest", whole=True, progress=progress).paths[0]
 
 
 def split(film: Film, folder: Path, share: float, progress: Progress) -> tuple[Path, Path]:

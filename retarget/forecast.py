@@ -155,6 +155,8 @@ def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) 
     """Of `retarget evaluate`: for each start, K and T an avatar and a drive, and for each K the baselines."""
     import tempfile
 
+    from .evaluate import avatars
+    from .personalize import shown
     from .training.prepare import with_maps
 
     frames, pixels = 0.0, 0.0
@@ -169,7 +171,8 @@ def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) 
     runs = len(options.init) * len(options.frames) * len(options.steps)
     warped = 0 if options.labels else len(options.frames)
     rendered = frames * (1 - options.split) * (runs + warped)
-    posed = 0.0 if options.labels else frames
+    # Of a head, before it is cut out and afterwards.
+    posed = frames * {"scene": 0, "body": 1, "head": 2}[shown(avatars(options))]
     steps = len(clips) * len(options.init) * len(options.frames) * sum(options.steps)
     longest = max((info.fps * info.duration * info.width * info.height for info in infos), default=0.0)
     return Need(

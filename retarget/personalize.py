@@ -270,8 +270,11 @@ def shown(options: PersonalizeOptions) -> str:
     return "head" if options.crop == "head" else "body"
 
 
-def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progress) -> Gathered:
-    """The references out of the input files. Raises UsageError for a mixture of videos and photos."""
+def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progress, *, cut: bool = True) -> Gathered:
+    """The references out of the input files; `cut`: heads are still to be cut out of them.
+
+    Raises UsageError for a mixture of videos and photos.
+    """
     from .models import MODELS
     from .video import is_image
 
@@ -289,7 +292,7 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
             paths, Path(options.labels or ""), count=options.frames, size=options.size, pick=options.pick,
             progress=progress,
         )  # fmt: skip
-    if subject == "head":
+    if subject == "head" and cut:
         from . import portraits
 
         with tempfile.TemporaryDirectory(prefix="retarget-") as folder:

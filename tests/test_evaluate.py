@@ -23,6 +23,7 @@ from retarget.folders import avatars_dir, cache_dir
 from retarget.metrics import FIGURES, Scores
 from retarget.perceptual_metrics import Perceptual
 from retarget.personalize import PersonalizeOptions
+from retarget.portraits import Portrait
 from retarget.streets import Film
 from retarget.types import Image, PoseTrack, Silent
 from retarget.video import open_reader, open_writer, probe, timestamps
@@ -310,8 +311,11 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     wrong, the videos that were made (“+”: with something learned), and the warnings."""
 
     gatherings: list[int] = []
+    given: list[Path] = []
 
-    def gather(paths: list[Path], options: PersonalizeOptions, _: Any) -> tuple[int, ...]:
+    def gather(paths: list[Path], options: PersonalizeOptions, _: Any, *, cut: bool) -> tuple[int, ...]:
+        assert not cut
+        given[:] = paths
         gatherings.append(options.frames)
         if options.frames > 7:
             raise NobodyFound(f"7 frames, fewer than {options.frames}.")
@@ -351,6 +355,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         assert len(gatherings) == len(set(gatherings))  # once for each K
         return line, missed, made, told.warnings
 
+    run.given = given  # type: ignore[attr-defined]
     return run
 
 
@@ -380,6 +385,29 @@ def test_every_combination_once(work: Callable[..., Any]) -> None:
     assert line["references"] == [0, 1, 2]
     assert list(missed) == [8]
     assert warnings == ["a could not be measured with K=8: 7 frames, fewer than 8."]
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ({}, False), ({"model": "talking-head", "crop": "none"}, False), ({"model": "talking-head"}, True),
+        ({"model": "few-shot-vid2vid", "crop": "head"}, True),
+    ],
+)  # fmt: skip
+def test_heads_are_cut_out_first(
+    work: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], cut: bool
+) -> None:
+    asked: list[str] = []
+
+    def cropped(paths: list[Path], folder: Path, *, size: int, person: str, whole: bool, progress: Any) -> Portrait:
+        assert (size, person, whole) == (512, "largest", True)
+        asked.extend(path.name for path in paths)
+        return Portrait([folder / paths[0].name], np.zeros((1, 1, 3), np.uint8), np.zeros(3))
+
+    monkeypatch.setattr("retarget.portraits.cropped", cropped)
+    work(**options)
+    assert asked == (["a_me.mp4", "a_drive.mp4"] if cut else [])
+    assert work.given == [(tmp_path / "heads" if cut else tmp_path) / "a_me.mp4"]  # type: ignore[attr-defined]
 
 
 def test_baselines_have_one_name_where_there_is_one_k(work: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from retarget import drive, personalize, portraits, weights
 from retarget.errors import NobodyFound, UsageError
+from retarget.evaluate import evaluate
 from retarget.models import MODELS, build, few_shot_vid2vid, talking_head
 from retarget.personalize import PersonalizeOptions, gather, shown
 from retarget.pose import PoseOptions, estimate, save_motion
@@ -268,6 +269,24 @@ def test_a_portrait_speaks_by_flows(clips, tmp_path):
     with open_reader(out) as frames:
         shown = np.stack(list(frames)).astype(int)
     assert np.abs(shown - avatar.tensors()["frames"][0]).mean() < 40
+
+
+@real
+@pytest.mark.slow
+def test_heads_are_measured_in_their_squares(clips, tmp_path, monkeypatch):
+    module = importlib.import_module("retarget.evaluate")
+    plain, made = module.personalize, []
+    monkeypatch.setattr(module, "personalize", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+    report = evaluate(
+        clips[1:], model="few-shot-vid2vid", crop="head", init=tiny_face(tmp_path), frames=1, steps=0, size=96,
+        split=0.6, device="cpu",
+    )  # fmt: skip
+    assert [avatar.size for avatar in made] == [(96, 96)]
+    (line,) = report["clips"]
+    assert list(line["methods"]) == ["few-shot-vid2vid", "warp", "copy"]
+    assert line["methods"]["copy"]["psnr"] > 15
+    with pytest.raises(UsageError, match="for whole people"):
+        evaluate(clips[1:], model="few-shot-vid2vid", init=tiny_face(tmp_path), device="cpu")
 
 
 @real
