@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
-from .geometry import FAR, FRONT, HIPS, JOINT, RADII, SKIRT, Float, Skeleton, affines, along, inverse, skeletons
+from .geometry import FAR, FRONT, HIPS, JOINT, RADII, Float, Skeleton, affines, along, inverse, skeletons
 
 NECK = 0.5
 """How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
@@ -333,7 +333,8 @@ def cut(
                 hidden = hidden * (1 - add)
             inside = torch.minimum(crop(core[i, p][None, None]), hidden)
             if float(solid.sum()) > 8:
-                inside = inside * (p in (*HIPS, SKIRT))
+                if p == PART["head"]:  # colours that are continued make no face
+                    inside = torch.zeros_like(inside)
                 colour = torch.where(solid > 0, colour, _extend(colour, solid))
                 alpha = torch.maximum(alpha, inside)
             alpha[..., :2, :] = alpha[..., -2:, :] = 0

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from retarget.parts import lay_out, part_mattes, render, skeletons
+from retarget.parts import cut, lay_out, part_mattes, render, skeletons
 from retarget.parts import layout as laying_out
 from retarget.skeleton import MIRROR, PARENT, PART, PARTS, J
 
-from .conftest import ARM, CROSSED, LIMBS, TORSO, cut_puppet, cutouts_of, drawn, middle_of_arm, paint
+from .conftest import ARM, BLUE, CROSSED, LIMBS, RED, TORSO, cut_puppet, cutouts_of, drawn, middle_of_arm, paint
 
 
 def test_every_limb_owns_its_own_middle(puppet):
@@ -81,6 +81,29 @@ def test_what_an_arm_hides_is_completed_from_the_other_reference(puppet):
     assert torso[2] > torso[0] + 0.5
     assert torso[3] > 0.9
     assert ((made.shown >= 0) & (made.shown <= 1)).all()
+
+
+@pytest.mark.parametrize("name", ["left_lower_arm", "right_upper_leg", "torso", "head"])
+def test_what_no_reference_shows_of_a_limb_has_its_colours_and_of_a_head_is_missing(puppet, name):
+    body = puppet.body((85, 85))
+    skeleton, matte, part = skeletons(puppet.track(body)), puppet.matte(body), PART[name]
+    own, core, alone = part_mattes(skeleton, matte)
+    a, b = skeleton.bones[0, part, :, :2]
+    y, x = np.mgrid[:160, :128] + 0.5
+    reached = ((x - a[0]) * (b - a)[0] + (y - a[1]) * (b - a)[1]) / ((b - a) ** 2).sum()
+    before = (np.abs(reached - 0.5) < 0.2) & (own[part] > 0.5)  # something stands before its middle
+    other = PART["right_hand"]
+    own[other], own[part] = np.maximum(own[other], own[part] * before), own[part] * ~before
+    picture = np.where(before, np.array(BLUE)[:, None, None], np.array(RED)[:, None, None]) / 255
+    frames, owned, cores = (torch.from_numpy(v[None]).float() for v in (picture, own, core))
+    made = cut(frames, owned, cores, torch.from_numpy(matte)[None, None], alone[None], skeleton)
+    col, row = ((a + b) / 2).astype(int) - made.origins[part, 0].astype(int)
+    red, _, blue, alpha = made.textures[part][0, :, row, col].tolist()
+    if name == "head":
+        assert alpha < 0.01
+    else:
+        assert alpha > 0.95
+        assert red > blue + 0.7
 
 
 def centre(alpha: torch.Tensor) -> tuple[float, float]:
