@@ -481,7 +481,8 @@ def fine_tune(
 
     MetaPix §3: Adam, T steps, the K frames repeated to fill a batch. A pair: the parts come from the other references,
     the truth is the one left out. One reference is kept for validation and never learned from (K ≥ 3). Trust is settled
-    last: a meta-learned start is meant to be good after its steps, not before. From the checkpoint that an interrupted
+    before the steps, when no picture was learned from, and again after them, when the nets answer differently and one
+    picture is left to judge by: it changes what that one says clearly. From the checkpoint that an interrupted
     run left in `folder` it goes on to the same result. What went wrong on the way is added to `notes`.
     """
     from . import checkpoint
@@ -492,16 +493,17 @@ def fine_tune(
     if side not in trials.lessons:
         trials.lessons[side] = Lessons(model, stored, gathered, side, compute, seed=options.seed)
     lessons = trials.lessons[side].of(model)
-    known = features(model)
-    plain = model.objective(critics=False, **known)
-    objective = with_critics(model, options, known) or plain
+    networks = features(model)
+    plain = model.objective(critics=False, **networks)
+    objective = with_critics(model, options, networks) or plain
     model.to(compute.device).eval()
     for one in (plain, objective):
         one.to(compute.device)
-    model.adopt(lessons.identity)
-    objective.adopt(lessons.identity)
     tunable = list(model.tunable(lessons.identity))
     steps = options.steps if tunable else 0
+    known = model.settle(lambda: lessons.score(plain)) if steps else {}
+    model.adopt(lessons.identity)
+    objective.adopt(lessons.identity)
     how = FitOptions(steps, batch=BATCH, seed=options.seed, validate_every=max(1, min(20, steps // 5)))
     before = lessons.measure()
     progress.stage("Fine-tuning", steps)
@@ -530,7 +532,7 @@ def fine_tune(
     for note in result.notes:
         progress.warn(note)
         notes.append(note)
-    settled = model.settle(lambda: lessons.score(plain, unseen=result.best_step > 0))
+    settled = model.settle(lambda: lessons.score(plain, unseen=result.best_step > 0), known)
     after = lessons.measure()
     progress.note(
         f"Quality on {'a left-out frame' if lessons.left_out else 'the frame itself'}: person PSNR "

@@ -329,8 +329,8 @@ def test_nets_that_are_wrong_about_a_person_are_not_trusted(me, known, tmp_path)
     assert avatar.meta.quality["fg_psnr"] > plain.meta.quality["fg_psnr_before"] - 1.0
 
 
-def test_trust_is_settled_after_the_steps(me, known, tmp_path, monkeypatch):
-    """A meta-learned start is meant to be good after its steps; by pictures that these did not see."""
+def test_trust_is_settled_before_the_steps_and_after_them(me, known, tmp_path, monkeypatch):
+    """Always by pictures that were not learned from; and what was settled before is where it begins."""
     known(3)
     path, seen = tmp_path / "run.safetensors", []
     weights.save_file(path, trained(0).state_dict(), "dance", {})
@@ -346,11 +346,27 @@ def test_trust_is_settled_after_the_steps(me, known, tmp_path, monkeypatch):
         seen.append(unseen)
         return score(self, objective, unseen=unseen)
 
+    settle, settled = Dance.settle, []
+
+    def settling(self, score, known=None):
+        settled.append((settle(self, score, known), known))
+        return settled[-1][0]
+
     monkeypatch.setattr(lessons, "adapt", adapted)
     monkeypatch.setattr(lessons.Lessons, "score", scored)
+    monkeypatch.setattr(Dance, "settle", settling)
     public(me, steps=2, device="cpu", init=str(path))
-    assert seen[0] == [1] * 5
-    assert set(seen[2:]) == {seen[1]}
+    (middle,) = (i for i, what in enumerate(seen) if isinstance(what, list))
+    assert seen[middle] == [1] * 5
+    assert set(seen[:middle]) == {False}
+    assert set(seen[middle + 2 :]) == {seen[middle + 1]}
+    (before, none), (after, found) = settled
+    assert none is None
+    assert found == before
+    assert set(before) == set(after)
+    seen.clear()
+    public(me, steps=0, device="cpu", init=str(path))
+    assert settled[2][1] == {}
 
 
 def test_shipped_weights(me, known, shipped):

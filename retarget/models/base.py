@@ -305,13 +305,14 @@ class RetargetModel(nn.Module, ABC):
         """
 
     def adopt(self, identity: Identity) -> None:
-        """Before fine-tuning: start what is this person's alone from `identity`."""
+        """Before fine-tuning: start what is this person's alone from `identity`, and forget what was settled."""
 
-    def settle(self, score: Callable[[], float]) -> dict[str, float]:
-        """After fine-tuning: choose by trial what no gradient moves.
+    def settle(self, score: Callable[[], float], known: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Choose by trial what no gradient moves.
 
         Args:
             score: how badly the model of now reproduces the person's own pictures; lower is better.
+            known: what was chosen before fine-tuning, by more pictures: it stays unless something else is better.
 
         Returns:
             What was chosen, by name.

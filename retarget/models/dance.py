@@ -364,7 +364,11 @@ class Dance(RetargetModel):
     def objective(self, *, critics: bool = True, vgg: VGG19 | None = None) -> DanceObjective:
         return DanceObjective(self.maps, LossWeights() if critics else LossWeights(w_rela=0), vgg=vgg)
 
-    def settle(self, score: Callable[[], float]) -> dict[str, float]:
+    @torch.no_grad()
+    def adopt(self, identity: DanceIdentity) -> None:
+        self.trust.fill_(1)
+
+    def settle(self, score: Callable[[], float], known: Mapping[str, float] | None = None) -> dict[str, float]:
         """How far the nets are trusted, each answer by itself: what fits this person's own pictures best.
 
         Nets that know synthetic people only may be wrong about a real one; then moved pixels are left as they are.
@@ -372,7 +376,7 @@ class Dance(RetargetModel):
         if self.untrained:
             return {}
         there = (bool(self.config.flow), True, True, True, self.fusion is not None)
-        return settled(self.trust, TRUSTED, there, score)
+        return settled(self.trust, TRUSTED, there, score, known)
 
     @property
     def window(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,13 @@ WORTH = 0.004
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def settled(trust: Tensor, names: Sequence[str], there: Sequence[bool], score: Callable[[], float]) -> dict[str, float]:
+def settled(
+    trust: Tensor,
+    names: Sequence[str],
+    there: Sequence[bool],
+    score: Callable[[], float],
+    known: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Set each answer's weight to what fits this person's own pictures best.
 
     Args:
@@ -19,6 +25,7 @@ def settled(trust: Tensor, names: Sequence[str], there: Sequence[bool], score: C
         names: of the N answers.
         there: which of them some net gives.
         score: how badly the person's pictures are reproduced with the weights of now; lower is better.
+        known: what was settled before: where to begin, and what stays unless something else helps; None: no trust.
 
     Returns:
         "trust_NAME" → its weight, of the answers that are given.
@@ -31,7 +38,7 @@ def settled(trust: Tensor, names: Sequence[str], there: Sequence[bool], score: C
             tried[values] = score()
         return tried[values]
 
-    best = (0.0,) * len(names)
+    best = tuple((known or {}).get(f"trust_{name}", 0.0) for name in names)
     for _ in range(2):
         for i in (i for i, is_there in enumerate(there) if is_there):
             other = min(((*best[:i], v, *best[i + 1 :]) for v in STEPS), key=at)

@@ -49,6 +49,15 @@ def test_no_weights_are_tried_twice() -> None:
     assert len(asked) == len(set(asked)) == 1 + 3 * (len(STEPS) - 1)
 
 
+def test_what_was_settled_before_stays_unless_something_else_is_clearly_better() -> None:
+    known = {"trust_a": 0.5, "trust_b": 0.25}
+    trust = torch.ones(3)
+    assert settled(trust, NAMES, (True,) * 3, lambda: 1.0, known) == known | {"trust_c": 0.0}
+    assert trust.tolist() == [0.5, 0.25, 0.0]
+    found = settled(trust, NAMES, (True,) * 3, lambda: 1 - 0.99 * WORTH * float(trust[0]) + float(trust[1]), known)
+    assert found == {"trust_a": 0.5, "trust_b": 0.0, "trust_c": 0.0}
+
+
 def test_posewarp_settles_what_it_has_learned_and_nothing_else() -> None:
     model = build("posewarp")
     assert model.settle(lambda: 1.0) == {}

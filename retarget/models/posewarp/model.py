@@ -197,13 +197,17 @@ class Posewarp(RetargetModel):
     def objective(self, *, critics: bool = True, vgg: VGG19 | None = None) -> PosewarpObjective:
         return PosewarpObjective(PairCritic(2 * self.maps, self.config.width) if critics else None, vgg)
 
-    def settle(self, score: Callable[[], float]) -> dict[str, float]:
+    @torch.no_grad()
+    def adopt(self, identity: Sources) -> None:
+        self.trust.fill_(1)
+
+    def settle(self, score: Callable[[], float], known: Mapping[str, float] | None = None) -> dict[str, float]:
         """How far the nets' corrections are trusted, each by itself. Not with `whole`: there they are all there is, nor
         before anything is learned."""
         learned = any(bool(p.any()) for net in (self.masks, self.colour, self.matte) for p in net.parameters())
         if self.config.whole or not learned:
             return {}
-        return settled(self.trust, TRUSTED, (True,) * len(TRUSTED), score)
+        return settled(self.trust, TRUSTED, (True,) * len(TRUSTED), score, known)
 
     def tunable(self, identity: Sources) -> Iterable[nn.Parameter]:
         return self.parameters()
