@@ -222,7 +222,7 @@ def movement(
     # Nobody but the movement holds the motion: it is let go once what follows from it is known.
     if subject == "head" and options.align == "auto":
         speaker = Movement(motion(), smoothness=options.smooth, body=None, size=None, progress=progress)
-        return Talk(speaker, mine, avatar.size)
+        return Talk(speaker, mine, avatar.size, stored_track(stored, "pose").body)
     body = body_of(mine) if options.align == "auto" else None
     return Movement(motion(), smoothness=options.smooth, body=body, size=avatar.size, progress=progress)
 

@@ -126,12 +126,13 @@ class Talk:
     fps   pictures per second.
     """
 
-    def __init__(self, driver: Driver, avatar: PoseTrack, size: tuple[int, int]) -> None:
+    def __init__(self, driver: Driver, avatar: PoseTrack, size: tuple[int, int], still: Array | None = None) -> None:
         """
         Args:
             driver: gaps filled, smoothed.
             avatar: poses of the avatar's person in their picture; the more, the better it is known what their face is
                 like at rest.
+            still: (K, 33, 4) the bodies of the references; all bodies of `avatar` unless they are given.
 
         Raises:
             NobodyFound: one of the two shows no face.
@@ -171,14 +172,16 @@ class Talk:
         self._larger = sizes / calm(sizes, fps)
         self._home = np.nanmedian(theirs.place, axis=0)
         self._drift = (places - calm(places, fps)) / calm(sizes, fps)[:, None] * self._about
-        self._body = np.median(avatar.body, axis=0)
+        bodies = avatar.body if still is None else still
+        apart = np.abs(bodies[..., :2] - np.median(avatar.body[..., :2], axis=0)).mean(axis=(1, 2))
+        self._body = bodies[np.nan_to_num(apart, nan=np.inf).argmin()]
         self._held: tuple[int, Array] = (-1, some[:1])
 
     def __len__(self) -> int:
         return len(self._nearest)
 
     def select(self, index: Sequence[int]) -> PoseTrack:
-        """The poses of some pictures. Body and hands stay as the avatar's are typically: they are not driven."""
+        """The poses of some pictures. The body is not driven: it stays as in the picture where it is most as usual."""
         rows = np.asarray(index)
         found = heads(np.concatenate([self._mesh(int(n)) for n in self._nearest[rows]]), self._template)
         mesh = np.einsum("tnj,tij->tni", transferred(found.shape, self._rest, self._other), found.rotation)

@@ -161,6 +161,15 @@ def test_pieces_are_those_of_the_whole(monkeypatch):
         assert piece.body.shape == (len(rows), 33, 4)
 
 
+def test_the_body_is_still_as_that_of_the_most_usual_reference():
+    driver, avatar = (track(*(seen(a_face(), None, 30, (64, 64, 0)) for _ in range(5))) for _ in range(2))
+    avatar.body[..., 0] = np.array([10, 20, 30, 40, 90])[:, None]
+    assert (faces.Talk(driver, avatar, (128, 128)).select([0, 3]).body == avatar.body[2]).all()
+    lost = np.full_like(avatar.body[:1], np.nan)
+    still = np.concatenate([lost, avatar.body[[4, 1]]])
+    assert (faces.Talk(driver, avatar, (128, 128), still).select([0, 3]).body == still[2]).all()
+
+
 @pytest.mark.skipif(not (HEADS / "h02.mp4").exists(), reason="the real clips are not on this machine")
 def test_a_real_driver_on_a_real_face():
     how = PoseOptions(irises=True)

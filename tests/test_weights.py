@@ -314,8 +314,10 @@ CLIPS = ROOT.parent / "shared" / "clips"
 
 
 @pytest.mark.skipif(not (ROOT / "weights" / "corpus.json").exists(), reason="no trained weights are shipped")
-def test_nothing_was_trained_on_that_is_for_measuring() -> None:
+@pytest.mark.parametrize("part", ["bodies", "heads"])
+def test_nothing_was_trained_on_that_is_for_measuring(part: str) -> None:
     corpus = json.loads((ROOT / "weights" / "corpus.json").read_text(encoding="utf-8"))
+    corpus = corpus.get(part, corpus)
     persons, digests = corpus["persons"], corpus["sha256"]
     assert persons
     assert digests
@@ -332,16 +334,19 @@ def test_nothing_was_trained_on_that_is_for_measuring() -> None:
 
 def test_shipped_weights_fit_their_models() -> None:
     """Each of a model's entries that comes with the package builds and loads."""
-    from retarget.models import build
+    from retarget.models import MODELS, build
 
     for line in weights.entries():
         path = weights._folder() / line.file
         if line.kind == "model" and path.is_file():
             assert line.bytes == path.stat().st_size
             tensors, config = weights.load(line.name)
-            name = line.name.removesuffix("-pretrain")
-            assert line.name in {form.format(name) for form in weights.ENTRY.values()}
+            entry = line.name.removesuffix("-pretrain")
+            name = entry if entry in MODELS else entry.removesuffix("-head")
+            assert line.name in {form.format(entry) for form in weights.ENTRY.values()}
             model = build(name, config)
+            if name != entry:
+                assert model.subject == "head"
             model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("critics.")})
             with safe_open(path, "pt") as file:
                 said = file.metadata()
