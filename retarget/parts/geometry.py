@@ -103,11 +103,15 @@ def body_scale(body: Float) -> Float:
     return np.maximum(np.where(metres > 0, length / np.maximum(metres, 1e-9), np.nan), 1.0)
 
 
+SEEN = 0.5
+"""The visibility above which an estimator's wrist is believed where its elbow is outside of the picture."""
+
+
 def skeletons(track: PoseTrack) -> Skeleton:
     """The skeletons of all poses of a track (whose bodies must be finite: fill gaps first)."""
     body = track.body.astype(np.float64)
     scale = body_scale(body)
-    xyz, vis = body[..., :3], np.nan_to_num(body[..., 3])
+    xyz, vis = _with_arms_outside(body, track), np.nan_to_num(body[..., 3])
     n = len(body)
     bones = np.stack([np.stack([xyz[:, a].mean(1), xyz[:, b].mean(1)], 1) for a, b in BONES], 1)
     visible = np.stack([vis[:, sorted({*a, *b})].mean(1) for a, b in BONES], 1)
@@ -150,6 +154,21 @@ def skeletons(track: PoseTrack) -> Skeleton:
     features[:, 0, 3:5] = 0.0
     features[:, 0, 5:7] = 0.5 * direction[:, 0, :2]
     return Skeleton(bones, points, scale, features, visible, track.face[:, :FACE_POINTS, :2].astype(np.float64))
+
+
+def _with_arms_outside(body: Float, track: PoseTrack) -> Float:
+    """Joints (N, 33, 3) of bodies (N, 33, 4). Of an arm that leaves the picture at the elbow, estimators make the rest
+    up, inside of it as often as not: where neither a hand was found nor the wrist is likely to be seen, it is straight.
+    """
+    xyz = body[..., :3].copy()
+    for side in (0, 1):
+        shoulder, elbow, *rest = range(11 + side, 23, 2)
+        outside = ((xyz[:, elbow, :2] < 0) | (xyz[:, elbow, :2] > track.size)).any(1)
+        unseen = ~(body[:, rest[0], 3] > SEEN) & ~np.isfinite(track.hands[:, side]).all((1, 2))
+        rows = np.flatnonzero(outside & unseen)[:, None]
+        straight = 2 * xyz[rows, elbow] - xyz[rows, shoulder]
+        xyz[rows, rest] += straight - xyz[rows, rest[0]]
+    return xyz
 
 
 def affines(source: Skeleton, target: Skeleton) -> Float:

@@ -120,6 +120,29 @@ def test_whoever_was_not_found_has_no_transforms_and_stops_nobody(puppet):
     assert not np.isfinite(found[0, 1, PART["left_lower_arm"]]).any()
 
 
+def test_an_arm_that_leaves_the_picture_does_not_come_back_unseen(puppet):
+    # The left elbow is out on the right, and the wrist before the body.
+    inside = puppet.body((90, 260), at=(100, 76))
+    assert inside[13, 0] > 128 > inside[15, 0]
+    guessed = inside.copy()
+    guessed[[15, 17, 19, 21], 3] = 0.2
+    lower, hand, right = (PART[name] for name in ("left_lower_arm", "left_hand", "right_lower_arm"))
+    seen, unseen = (skeletons(puppet.track(body)) for body in (inside, guessed))
+    np.testing.assert_allclose(seen.bones[0, lower, 1, :2], inside[15, :2], atol=1e-4)
+    np.testing.assert_allclose(unseen.bones[0, lower, 0], seen.bones[0, lower, 0])
+    np.testing.assert_allclose(unseen.bones[0, lower, 1, :2], 2 * inside[13, :2] - inside[11, :2], atol=1e-4)
+    assert np.nanmin(unseen.points[0, hand, :, 0]) > 128
+    np.testing.assert_allclose(
+        unseen.points[0, hand] - unseen.points[0, hand, 0], seen.points[0, hand] - seen.points[0, hand, 0], atol=1e-4
+    )
+    np.testing.assert_array_equal(unseen.bones[0, right], seen.bones[0, right])
+    # Where the hand itself was found, or the elbow is in the picture, nothing is guessed.
+    found = puppet.track(guessed, details=True)
+    np.testing.assert_allclose(skeletons(found).bones[0, lower, 1, :2], inside[15, :2], atol=1e-4)
+    guessed[:, 0] -= 30
+    np.testing.assert_allclose(skeletons(puppet.track(guessed)).bones[0, lower, 1, :2], guessed[15, :2], atol=1e-4)
+
+
 def test_inverse_takes_back(puppet):
     source, target = (skeletons(puppet.track(*random_bodies(puppet, 3, seed))) for seed in (4, 5))
     there = affines(source, target)
