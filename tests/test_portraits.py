@@ -261,8 +261,8 @@ def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "lips"), [("dance", True), ("few-shot-vid2vid", True), ("talking-head", False)])
 def test_the_examples_speak(model, lips, tmp_path):
-    """The person of one example turns the head and moves the lips as that of the other, by the shipped weights; those of
-    `talking-head` are too small for lips without steps."""
+    """The person of one example turns the head and moves the lips as that of the other, by the shipped weights; those
+    of `talking-head` are too small for lips without steps."""
     avatar = personalize(EXAMPLES / "selfie.mp4", model=model, crop="head", frames=3, steps=0, size=256, device="cpu")
     out = drive(avatar, EXAMPLES / "talk.mp4", tmp_path / "out.mp4", end=2.0, smooth=0, device="cpu")
     made, driver = (estimate(path, PoseOptions(), end=2.0).face for path in (out, EXAMPLES / "talk.mp4"))
