@@ -123,7 +123,7 @@ def drive(
         if "home" not in stored:
             raise UsageError(
                 f"The avatar {avatar.name} shows whole pictures: nothing was cut out of anything.",
-                "Leave --paste-back out, or use an avatar of --model talking-head.",
+                "Leave --paste-back out, or use an avatar of --crop head.",
             )
         home = Home(stored["home"], stored["box"])
     render(avatar, model, identity, track, source, out, options, compute, progress, home)
