@@ -382,7 +382,7 @@ def start(
         subject: see `shown`; what a model is made for that can be made for several.
         classes: how many the label maps take, if there are any.
 
-    Raises UsageError when weights are for another subject, or for fewer classes.
+    Raises UsageError when the file of `init` is for another subject, or for fewer classes.
     """
     from . import weights
     from .models import MODELS, build
@@ -393,10 +393,11 @@ def start(
         if trained != name:
             raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
         digest = weights.sha256(Path(init))
-    elif init == "random" or preset != "small" or not weights.known(entry := _entry(name, init, subject)):
+    elif init == "random" or preset != "small" or not _fits(entry := _entry(name, init, subject), classes):
         if init != "random":
             which = name if preset == "small" else f"{name} ({preset})"
             which += f" for {_SHOWN[subject]}" if subjects and subject != "body" else ""
+            which += f" with {classes} classes" if preset == "small" and weights.known(entry) else ""
             progress.warn(
                 f"No weights of {which} are shipped, so that it starts from nothing learned; train some: --init."
             )
@@ -425,6 +426,13 @@ def start(
 
 _SHOWN = {"body": "whole people", "head": "heads", "scene": "label maps"}
 _ASKED = {"body": "leave --crop and --labels out", "head": "add --crop head", "scene": "add --labels"}
+
+
+def _fits(entry: str, classes: int) -> bool:
+    """Whether weights of this name are shipped, and know so many classes."""
+    from . import weights
+
+    return weights.known(entry) and weights.entry(entry).config.get("classes", classes) >= classes
 
 
 def _entry(name: str, init: str, subject: str) -> str:
