@@ -393,11 +393,11 @@ def start(
         if trained != name:
             raise UsageError(f"{init} holds weights of the model “{trained}”.", f"Use --model {trained}.")
         digest = weights.sha256(Path(init))
-    elif init == "random" or preset != "small" or not _fits(entry := _entry(name, init, subject), classes):
+    elif (entry := _shipped(name, init, preset, subject, classes)) is None:
         if init != "random":
             which = name if preset == "small" else f"{name} ({preset})"
             which += f" for {_SHOWN[subject]}" if subjects and subject != "body" else ""
-            which += f" with {classes} classes" if preset == "small" and weights.known(entry) else ""
+            which += f" of {classes} classes" if classes else ""
             progress.warn(
                 f"No weights of {which} are shipped, so that it starts from nothing learned; train some: --init."
             )
@@ -428,11 +428,13 @@ _SHOWN = {"body": "whole people", "head": "heads", "scene": "label maps"}
 _ASKED = {"body": "leave --crop and --labels out", "head": "add --crop head", "scene": "add --labels"}
 
 
-def _fits(entry: str, classes: int) -> bool:
-    """Whether weights of this name are shipped, and know so many classes."""
+def _shipped(name: str, init: str, preset: str, subject: str, classes: int) -> str | None:
+    """What weights that fit are called in the manifest; None: there are none, or nothing learned is wanted."""
     from . import weights
 
-    return weights.known(entry) and weights.entry(entry).config.get("classes", classes) >= classes
+    if init == "random" or preset != "small" or not weights.known(entry := _entry(name, init, subject)):
+        return None
+    return entry if weights.entry(entry).config.get("classes", classes) >= classes else None
 
 
 def _entry(name: str, init: str, subject: str) -> str:

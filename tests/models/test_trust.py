@@ -61,10 +61,10 @@ def test_what_was_settled_before_stays_unless_something_else_is_clearly_better()
 def test_posewarp_settles_what_it_has_learned_and_nothing_else() -> None:
     model = build("posewarp")
     assert model.settle(lambda: 1.0) == {}
-    assert model.trust.tolist() == [1, 1, 1, 1]  # else no step of fine-tuning could move them
+    assert model.trust.tolist() == [1, 1, 1]  # else no step of fine-tuning could move them
     model.matte.bias.data += 1.0
     assert model.settle(lambda: 1 - 0.1 * float(model.trust[2])) == {
-        "trust_masks": 0.0, "trust_colour": 0.0, "trust_matte": 1.0, "trust_head": 0.0
+        "trust_masks": 0.0, "trust_colour": 0.0, "trust_matte": 1.0
     }  # fmt: skip
     whole = build("posewarp", {"whole": True, "width": 4})
     whole.matte.bias.data += 1.0

@@ -21,9 +21,9 @@ Where it departs from the paper:
 * unless `whole`, the nets are given what the product knows: the scene is the plate and there is no scene U-Net; the
   segmentation begins with the reference's matte, divided among the limbs; the person and the matte begin with the moved
   limbs, which the person U-Net corrects, instead of from nothing. A network that has learned nothing shows the moved
-  limbs on the plate; one that has learned from other people is trusted as far as it helps on this person's pictures,
-  with the head less or not at all (`settle`). With `whole` (the preset `paper`) everything is painted, as in the
-  paper, as long as nobody asks for another scene.
+  limbs on the plate; one that has learned from other people is trusted as far as it helps on this person's pictures
+  (`settle`), and never with the head: so small a head is not learned, and its own pixels are the face. With `whole`
+  (the preset `paper`) everything is painted, as in the paper, as long as nobody asks for another scene.
 
     joints     JOINTS and LIMBS; joints_of, body_scale, heat_maps
     config     PosewarpConfig, and what the model takes and gives: PosewarpCondition, Pair, Sources, PosewarpState

@@ -25,10 +25,10 @@ SHARP = 6.0
 torso's reaches over the head."""
 TINY = 1e-10
 """What the paper adds to a prior before its logarithm."""
-TRUSTED = ("masks", "colour", "matte", "head")
-"""What `Posewarp.trust` weighs: the nets' three corrections, and what the head gets of each."""
 HEAD = 0
 """The number of the limb that is the head."""
+TRUSTED = ("masks", "colour", "matte")
+"""What `Posewarp.trust` weighs."""
 
 
 class Posewarp(RetargetModel):
@@ -38,7 +38,7 @@ class Posewarp(RetargetModel):
     Ahead = Pair
     sources = 1
     trust: Tensor
-    """(4,) in 0..1: how much of each of the nets' corrections (`TRUSTED`) this person gets; see `settle`."""
+    """(3,) in 0..1: how much of each of the nets' corrections (`TRUSTED`) this person gets; see `settle`."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Posewarp(RetargetModel):
         """(B, 11, h, w): how much of each pixel of the reference is the scene, and each limb (§3.1)."""
         rgb, matte = pair.source.split((3, 1), 1)
         log = limb_priors(pair.known, (rgb.shape[2], rgb.shape[3]))
-        share = (SHARP * log).log_softmax(1)
+        change = self.masks(self.segmentation(2 * rgb - 1, pair.known)).float()
         if self.config.whole:
             prior = log.exp()
             scene = 1 - prior.amax(1, keepdim=True)
@@ -169,13 +169,10 @@ class Posewarp(RetargetModel):
             # The reference's matte says what the person is, the prior only which limb.
             log_matte, log_scene = matte.clamp_min(1e-3).log(), (1 - matte).clamp_min(1e-3).log()
             # Not next to nothing: see `heat_maps`.
+            share = (SHARP * log).log_softmax(1)
             logits = torch.cat([log_scene, log_matte + share.clamp_min(-20)], 1)
-        change = self.masks(self.segmentation(2 * rgb - 1, pair.known))
-        return (logits + self._trusted(0, share[:, HEAD : HEAD + 1].exp()) * change.float()).softmax(1)
-
-    def _trusted(self, what: int, head: Tensor) -> Tensor:
-        """(B, 1, h, w): the trust in one of the corrections, where so much of each pixel (0..1) is the head's."""
-        return self.trust[what] * torch.lerp(torch.ones_like(head), self.trust[3], head)
+            change = change * self.trust[0] * (1 - share[:, HEAD : HEAD + 1].exp())
+        return (logits + change).softmax(1)
 
     def _scene(self, pair: Pair, masks: Tensor) -> Tensor | None:
         """(B, 3, h, w) in -1..1: the reference's scene, its hole filled."""
@@ -194,9 +191,9 @@ class Posewarp(RetargetModel):
         if not self.config.whole:
             together = limbs.sum(1)
             cover = together[:, 3:]
-            head = (limbs[:, HEAD, 3:] / cover.clamp_min(1e-3)).clamp(0, 1)
-            rgb = (together[:, :3] / cover.clamp_min(0.05)).clamp(-0.99, 0.99).atanh() + self._trusted(1, head) * rgb
-            matte = torch.logit(cover.clamp(1e-3, 1 - 1e-3)) + self._trusted(2, head) * matte
+            free = (1 - limbs[:, HEAD, 3:] / cover.clamp_min(1e-3)).clamp(0, 1)
+            rgb = (together[:, :3] / cover.clamp_min(0.05)).clamp(-0.99, 0.99).atanh() + self.trust[1] * free * rgb
+            matte = torch.logit(cover.clamp(1e-3, 1 - 1e-3)) + self.trust[2] * free * matte
         drawn = [x if tuple(x.shape[2:]) == tuple(plate.shape[2:]) else resized(x, plate.shape[2:])
                  for x in (rgb.tanh(), matte.sigmoid(), *(() if scene is None else (scene,)))]  # fmt: skip
         behind = drawn[2] if scene is not None and own else 2 * plate - 1
@@ -210,8 +207,8 @@ class Posewarp(RetargetModel):
         self.trust.fill_(1)
 
     def settle(self, score: Callable[[], float], known: Mapping[str, float] | None = None) -> dict[str, float]:
-        """How far the nets' corrections are trusted, each by itself, and how far the head's. Not with `whole`: there
-        they are all there is, nor before anything is learned."""
+        """How far the nets' corrections are trusted, each by itself. Not with `whole`: there they are all there is, nor
+        before anything is learned."""
         learned = any(bool(p.any()) for net in (self.masks, self.colour, self.matte) for p in net.parameters())
         if self.config.whole or not learned:
             return {}

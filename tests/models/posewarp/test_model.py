@@ -53,29 +53,24 @@ def test_a_network_that_has_learned_nothing_shows_the_person_again(model, known)
         assert (frame.rgb - truth).abs().mean() < 0.03
 
 
-def test_a_head_gets_of_every_correction_what_it_is_trusted_with(model, window, known):
-    """Where nothing but the head is, in the reference and in what is drawn."""
-    torch.manual_seed(1)
-    for net in (model.masks, model.colour, model.matte):
-        torch.nn.init.normal_(net.weight, std=1.0)
+def test_nets_leave_the_head_alone(model, window, known):
+    """Where little but the head is, in the reference and in what is drawn."""
     pair = paired(model, window(), known).condition
     with torch.inference_mode():
 
-        def drawn(*trust: float) -> Tensor:
-            model.trust.copy_(torch.tensor(trust))
+        def drawn() -> Tensor:
             frame, _ = model(pair, None, None)
             return torch.cat([model._masks(pair), frame.rgb, frame.matte], 1)
 
-        nothing, everything, body = drawn(0, 0, 0, 1), drawn(1, 1, 1, 1), drawn(1, 1, 1, 0)
+        nothing = drawn()
+        torch.manual_seed(1)
+        for net in (model.masks, model.colour, model.matte):
+            torch.nn.init.normal_(net.weight, std=1.0)
+        change = (drawn() - nothing).abs()
         top, neck = pair.driving[0, :2, :2]
     x, y = (0.3 * neck + 0.7 * top).round().long().tolist()
-    head = (..., slice(y - 3, y + 4), slice(x - 3, x + 4))
-    changed = (everything - nothing)[head].abs().mean()
-    assert changed > 0.02
-    assert (body - nothing)[head].abs().mean() < 0.2 * changed
-    far = (..., slice(SIZE[0] // 2, None), slice(None))
-    torch.testing.assert_close(body[far], everything[far], atol=2e-3, rtol=0)
-    assert (body - nothing)[far].abs().mean() > 5e-3
+    assert change[..., y - 3 : y + 4, x - 3 : x + 4].mean() < 5e-3
+    assert change[..., SIZE[0] // 2 :, :].mean() > 8e-3
 
 
 def test_it_stays_with_a_reference_until_another_is_clearly_nearer(model, known, window):
