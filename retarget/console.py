@@ -117,12 +117,15 @@ class _Stage:
     done: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     told: float = field(default_factory=time.monotonic)
+    first: tuple[float, int] | None = None
+    """When something was first done, and how much: perhaps by an interrupted run, and says nothing of the speed."""
 
     def line(self) -> str:
-        elapsed = time.monotonic() - self.started
         parts = [f"{self.done}" if self.total is None else f"{self.done}/{self.total}"]
-        if self.total and 0 < self.done < self.total:
-            parts.append(f"{duration(elapsed / self.done * (self.total - self.done))} left")
+        since, before = self.first or (self.started, 0)
+        if self.total and before < self.done < self.total:
+            left = (time.monotonic() - since) / (self.done - before) * (self.total - self.done)
+            parts.append(f"{duration(left)} left")
         return f"{self.title}: " + ", ".join([*parts, *_figures(self.figures)])
 
 
@@ -205,6 +208,7 @@ class Console:
         if stage is None:
             return
         stage.done += steps
+        stage.first = stage.first or (time.monotonic(), stage.done)
         stage.figures.update(figures)
         if self.quiet:
             return

@@ -170,13 +170,28 @@ def test_a_long_stage_tells_how_far_it_is(capsys: Out, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "PERIOD", 0.0)
     console = Console()
     console.stage("Learning", 4)
+    console.advance()
     console.advance(loss=0.5)
-    line = capsys.readouterr().err.splitlines()[1]
-    assert line.startswith("  Learning: 1/4, ")
+    line = capsys.readouterr().err.splitlines()[2]
+    assert line.startswith("  Learning: 2/4, ")
     assert " left, loss 0.5" in line
     console.stage("Reading")
     console.advance(7)
     assert "Reading: 7\n" in capsys.readouterr().err
+
+
+def test_what_an_interrupted_run_has_done_says_nothing_of_the_speed(
+    capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PERIOD", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    console = Console()
+    console.stage("Learning", 1000)
+    console.advance(800)
+    now[0] = 2.0
+    console.advance()
+    assert capsys.readouterr().err.splitlines()[1:] == ["  Learning: 800/1000", "  Learning: 801/1000, 6 min 38 s left"]
 
 
 def test_json_keeps_stdout_clean(capsys: Out) -> None:
