@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -184,12 +185,12 @@ def test_what_an_interrupted_run_has_done_says_nothing_of_the_speed(
     capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PERIOD", 0.0)
-    now = [0.0]
+    now = [time.monotonic() + 1.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     console = Console()
     console.stage("Learning", 1000)
     console.advance(800)
-    now[0] = 2.0
+    now[0] += 2.0
     console.advance()
     assert capsys.readouterr().err.splitlines()[1:] == ["  Learning: 800/1000", "  Learning: 801/1000, 6 min 38 s left"]
 
