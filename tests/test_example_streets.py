@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import retarget
+from retarget import weights
 from retarget.labels import PALETTE, read_map
 from retarget.streets import opened
-from retarget.video import open_reader
+from retarget.video import open_reader, open_writer
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "streets"
 CLASS = {name: number for number, name in enumerate(PALETTE)}
@@ -101,3 +105,42 @@ def test_another_run_adds_other_streets_and_leaves_what_is_there(street, out):
     assert np.abs(other.pictures - street.pictures).mean() > 15
     assert (other.labels != street.labels).mean() > 0.1
     assert spread(street.pictures[0], street.labels[0]) < 0.7 * spread(street.pictures[0], other.labels[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_shared_home")
+def test_a_street_drives_by_label_maps(tmp_path):
+    """With what was learned from other streets: what maps that were not seen make is the street that they are of."""
+    words = [EXAMPLE, tmp_path, "--first", 1001, "--frames", 16, "--height", 128]
+    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
+    video, maps = tmp_path / "streets" / "s1001.mp4", tmp_path / "maps" / "s1001"
+    with open_reader(video) as frames:
+        pictures = np.stack(list(frames)).astype(float)
+    for name, times in (("known", range(10)), ("driving", range(10, 16))):
+        (tmp_path / name).mkdir()
+        for t in times:
+            shutil.copy(maps / f"{t:04d}.png", tmp_path / name)
+    with open_writer(tmp_path / "known.mp4", (256, 128), Fraction(8), crf=1) as append:
+        for picture in pictures[:10]:
+            append(picture.astype(np.uint8))
+    street = retarget.personalize(
+        tmp_path / "known.mp4",
+        labels=str(tmp_path / "known"),
+        model="few-shot-vid2vid",
+        frames=3,
+        steps=5,
+        name="street",
+    )
+    assert street.meta.weights == weights.entry("few-shot-vid2vid-scene").sha256
+    with open_reader(retarget.drive(street, tmp_path / "driving", tmp_path / "out.mp4")) as frames:
+        drawn = np.stack(list(frames)).astype(float)
+    assert drawn.shape == pictures[10:].shape
+
+    def error(truth: np.ndarray) -> float:
+        return float(((drawn - truth) ** 2).mean())
+
+    right = error(pictures[10:])
+
+    assert right < 0.7 * error(pictures[10:, :, ::-1])
+    assert right < error(pictures[10:][::-1])
+    assert right < ((pictures[9] - pictures[10:]) ** 2).mean()

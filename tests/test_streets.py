@@ -446,6 +446,22 @@ def test_more_classes_than_the_palette_has(street, untrained, tmp_path):
         start("few-shot-vid2vid", str(untrained), Silent(), "small", "scene", 26)
 
 
+def test_shipped_weights_are_taken_unless_the_maps_have_more_classes():
+    class Told(Silent):
+        def warn(self, message: str) -> None:
+            warned.append(message)
+
+    warned: list[str] = []
+    for init, entry in (("meta", "few-shot-vid2vid-scene"), ("pretrain", "few-shot-vid2vid-scene-pretrain")):
+        _, digest, config = start("few-shot-vid2vid", init, Told(), "small", "scene", 19)
+        assert (digest, config["classes"], config["conditioning"]) == (weights.entry(entry).sha256, 19, "labels")
+    assert not warned
+    _, digest, config = start("few-shot-vid2vid", "meta", Told(), "small", "scene", 20)
+    assert (digest, config["classes"], config["conditioning"]) == (None, 20, "labels")
+    assert len(warned) == 1
+    assert "for label maps of 20 classes are shipped" in warned[0]
+
+
 def test_options_that_do_not_go_together(street, untrained):
     pictures, maps = street / "pictures", str(street / "maps")
     with pytest.raises(UsageError, match="The model dance draws people, and no label maps") as e:

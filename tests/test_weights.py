@@ -314,14 +314,14 @@ CLIPS = ROOT.parent / "shared" / "clips"
 
 
 @pytest.mark.skipif(not (ROOT / "weights" / "corpus.json").exists(), reason="no trained weights are shipped")
-@pytest.mark.parametrize("part", ["bodies", "heads"])
+@pytest.mark.parametrize("part", ["bodies", "heads", "streets"])
 def test_nothing_was_trained_on_that_is_for_measuring(part: str) -> None:
     corpus = json.loads((ROOT / "weights" / "corpus.json").read_text(encoding="utf-8"))
     corpus = corpus.get(part, corpus)
     persons, digests = corpus["persons"], corpus["sha256"]
     assert persons
     assert digests
-    assert {clip.rpartition("_")[0] for clip in digests} == set(persons)
+    assert {clip.partition("_")[0] for clip in digests} == set(persons)
     for person in persons:
         seed = re.fullmatch(r"s(\d+)", person)
         assert seed, f"{person} is not a person of the generator"
@@ -342,11 +342,11 @@ def test_shipped_weights_fit_their_models() -> None:
             assert line.bytes == path.stat().st_size
             tensors, config = weights.load(line.name)
             entry = line.name.removesuffix("-pretrain")
-            name = entry if entry in MODELS else entry.removesuffix("-head")
+            name = entry if entry in MODELS else entry.removesuffix("-head").removesuffix("-scene")
             assert line.name in {form.format(entry) for form in weights.ENTRY.values()}
             model = build(name, config)
             if name != entry:
-                assert model.subject == "head"
+                assert model.subject == entry.removeprefix(f"{name}-")
             model.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("critics.")})
             with safe_open(path, "pt") as file:
                 said = file.metadata()
