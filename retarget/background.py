@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .inpainting import fill_holes
 from .types import Array, Image
 
 SHAKE = 0.002
@@ -133,62 +134,6 @@ def unmix(frame: Image, matte: Array) -> Image:
     filled[~done] = rgb[~done]
     keep = solid[..., None]
     return np.asarray(np.clip(keep * rgb + (1 - keep) * filled, 0, 255), np.uint8)
-
-
-def fill_holes(image: Image, hole: npt.NDArray[np.bool_]) -> Image:
-    """Fill the pixels of `hole` (H, W) from their surroundings.
-
-    Each pixel is interpolated between the nearest known ones to its left and right, and between those above and below;
-    the direction whose two ends look alike counts most: floors go on sideways, door frames downwards. What neither
-    reaches is inpainted. Done on a small copy: there is no fine detail to invent.
-    """
-    if not hole.any():
-        return image
-    if hole.all():
-        return np.full_like(image, 127)
-    h, w = hole.shape
-    scale = min(1.0, 320 / max(h, w))
-    size = (max(4, round(w * scale)), max(4, round(h * scale)))
-    weight = cv2.resize((~hole).astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    small = cv2.resize(image.astype(np.float32) * ~hole[..., None], size, interpolation=cv2.INTER_AREA)
-    missing = weight < 0.5
-    known = np.clip(small / np.maximum(weight, 1e-3)[..., None], 0, 255)
-    # Ends are averaged over a few pixels, so that noise draws no streaks.
-    soft = cv2.GaussianBlur(np.where(missing[..., None], 0, known), (0, 0), 2.0)
-    around = cv2.GaussianBlur((~missing).astype(np.float32), (0, 0), 2.0)
-    ends = soft / np.maximum(around, 1e-3)[..., None]
-    rows, row_trust = _between(ends, missing)
-    columns, column_trust = (x.swapaxes(0, 1) for x in _between(ends.swapaxes(0, 1), missing.T))
-    trust = row_trust + column_trust
-    mixed = (rows * row_trust[..., None] + columns * column_trust[..., None]) / np.maximum(trust, 1e-6)[..., None]
-    nothing = missing & (trust < 1e-3)
-    filled = np.where(missing[..., None], mixed, known).astype(np.uint8)
-    if nothing.any():
-        filled = np.asarray(cv2.inpaint(filled, nothing.astype(np.uint8), 3, cv2.INPAINT_TELEA), np.uint8)
-    calm = cv2.GaussianBlur(filled, (0, 0), 1.5)
-    filled = np.where(missing[..., None], calm, filled).astype(np.uint8)
-    big = cv2.resize(filled, (w, h), interpolation=cv2.INTER_LINEAR)
-    mix = np.maximum(cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.5), hole)[..., None]
-    return np.asarray(np.clip(image * (1 - mix) + big * mix, 0, 255), np.uint8)
-
-
-def _between(image: Array, missing: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Each missing pixel interpolated between the nearest known ones to its left and right.
-
-    Returns the picture (H, W, 3) float32, and how far to trust it, (H, W): more where the two ends look alike and are
-    near; 0 where one is outside of the picture.
-    """
-    h, w = missing.shape
-    x = np.broadcast_to(np.arange(w), (h, w))
-    left = np.maximum.accumulate(np.where(missing, -1, x), axis=1)
-    right = np.minimum.accumulate(np.where(missing, w, x)[:, ::-1], axis=1)[:, ::-1]
-    both = (left >= 0) & (right < w)
-    row = np.arange(h)[:, None]
-    a, b = image[row, np.clip(left, 0, w - 1)], image[row, np.clip(right, 0, w - 1)]
-    share = ((x - left) / np.maximum(right - left, 1))[..., None]
-    alike = np.exp(-np.abs(a - b).mean(2) / 12)
-    trust = both * (alike + 0.02) / np.maximum(right - left, 1)
-    return (a * (1 - share) + b * share).astype(np.float32), trust.astype(np.float32)
 
 
 def camera_motion(first: Image, frame: Image, person: npt.NDArray[np.bool_]) -> tuple[Array | None, bool]:

@@ -13,7 +13,6 @@ from retarget.background import (
     Plate,
     camera_motion,
     cover,
-    fill_holes,
     guided_filter,
     make_plate,
     refine_matte,
@@ -103,17 +102,6 @@ def test_a_person_who_fills_the_picture_leaves_a_grey_plate():
     plate = make_plate([texture(1)] * 3, [np.ones((96, 128), np.float32)] * 3)
     assert (plate.image == 127).all()
     assert not plate.seen.any()
-
-
-def test_filling_changes_nothing_without_holes():
-    image = texture(2)
-    assert fill_holes(image, np.zeros((96, 128), bool)) is image
-    hole = np.zeros((96, 128), bool)
-    hole[40:60, 50:80] = True
-    filled = fill_holes(image, hole)
-    assert filled.dtype == np.uint8
-    far = cv2.dilate(hole.astype(np.uint8), np.ones((25, 25))) == 0
-    np.testing.assert_array_equal(filled[far], image[far])
 
 
 SHAKES = [(0, 0), (2, -1), (-3, 1), (1, 3), (0, -2), (3, 2), (-1, -3)]

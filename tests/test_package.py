@@ -72,7 +72,7 @@ def test_other_pythons_get_a_sentence(version: tuple[int, int, int]) -> None:
 
 RANK = {
     **dict.fromkeys(("errors", "skeleton", "types"), 0),
-    **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots"), 1),
+    **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots", "inpainting"), 1),
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
     **dict.fromkeys(("faces", "labels"), 2),
     "checkpoint": 2,
