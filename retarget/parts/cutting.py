@@ -28,6 +28,8 @@ FINGERS = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1
 """The bones of a hand, by its 21 joints."""
 PALM = (0, 1, 5, 9, 13, 17)
 """The joints around it."""
+GAP = 0.2
+"""The matte between two limbs at which they are apart."""
 MIRRORED = 0.5
 """What it costs to take a part from a mirrored reference (units of feature distance)."""
 
@@ -143,7 +145,44 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
         own[i][box] = matte[box] * np.clip((joined[i] - 0.3) / 0.3, 0, 1) * np.clip(FAR - near[i], 0, 1)
         limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
         core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
+        if PARTS[i].endswith("leg"):
+            reached = _reached(shifted.bones[0, i, :, :2], matte[box], FAR * RADII[i] * shifted.scale[0])
+            own[i][box] *= reached
+            core[i][box] *= reached
     return own, core, alone
+
+
+def _reached(bone: Float, matte: Array, far: float) -> Array:
+    """Whether the person goes on from a limb's bone to each pixel, (H, W) in 0..1: beyond a gap is another limb.
+
+    Args:
+        bone: (2, 2) its ends.
+        matte: (H, W) in 0..1.
+        far: how far from the bone the limb can be, pixels.
+    """
+    h, w = matte.shape
+    start, axis = bone[0], bone[1] - bone[0]
+    length = float(np.linalg.norm(axis))
+    if not 1 < length < 4 * max(h, w):
+        return np.ones_like(matte)
+    axis = axis / length
+    # Rows are places along the bone, columns those across it.
+    half = int(np.ceil(far)) + 1
+    tall = int(np.ceil(length)) + 2 * half
+    across = np.array([-axis[1], axis[0]])
+    there = np.stack([across, axis], 1)
+    back = np.column_stack([there, start - half * across - half * axis]).astype(np.float32)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    straight = cv2.warpAffine(matte, back, (2 * half + 1, tall), flags=flags)
+    reached = np.empty_like(straight)
+    for side in (slice(half, None), slice(half, None, -1)):
+        ray = straight[:, side]
+        entered = np.maximum.accumulate(ray > 0.5, axis=1)
+        lowest = np.minimum.accumulate(np.where(entered, ray, 1), axis=1)
+        # A matte that falls is the limb's own border; what rises behind it is another limb.
+        reached[:, side] = 1 - np.clip((ray - lowest) / GAP, 0, 1) * np.clip((0.5 - lowest) / (0.5 - GAP), 0, 1)
+    found = cv2.warpAffine(reached, back, (w, h), borderMode=cv2.BORDER_CONSTANT, borderValue=(1.0,))
+    return np.asarray(found, np.float32)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from .prepare import alone
 Stage = Literal["pretrain", "meta"]
 Group = list[Batch]
 """One truth, drawn once or several times."""
-SCHEMA: Final = 9
+SCHEMA: Final = 10
 """Part of the folder's name: to be raised when what is drawn changes, in `parts` or `RetargetModel.ahead`."""
 
 

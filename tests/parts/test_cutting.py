@@ -58,6 +58,25 @@ def test_the_torso_leaves_the_face_to_the_head(puppet):
     assert own[PART["torso"], y, x] > 0.5
 
 
+@pytest.mark.parametrize("name", ["left_lower_leg", "left_upper_leg"])
+def test_beyond_a_gap_is_another_leg(puppet, name):
+    """The gap between two legs is rarely where it is equally far to both."""
+    body, part = puppet.body(legs=14), PART[name]
+    skeleton, matte = skeletons(puppet.track(body)), np.ones((160, 128), np.float32)
+    x, y = skeleton.bones[0, part, :, :2].mean(0)
+    inwards = int(np.sign(skeleton.bones[0, PART["right" + name[4:]], :, 0].mean() - x))
+    near, gap, beyond = (int(x) + inwards * n for n in (1, 3, 5))
+    before = part_mattes(skeleton, matte)[0][part, int(y)]
+    matte[:, gap] = 0
+    after, core, _ = (m[part, int(y)] if np.ndim(m) == 3 else m for m in part_mattes(skeleton, matte))
+    assert min(before[near], before[beyond], after[near]) > 0.5
+    assert max(after[beyond], core[beyond]) < 0.2
+    # A border that is soft stays as it is.
+    matte[:, gap::inwards] = 0
+    matte[:, gap] = 0.5
+    np.testing.assert_allclose(part_mattes(skeleton, matte)[0][part, int(y), gap], 0.5 * before[gap], atol=0.05)
+
+
 def test_nobody_owns_an_empty_matte(puppet):
     own, core, alone = part_mattes(skeletons(puppet.track(puppet.body())), np.zeros((160, 128), np.float32))
     assert not own.any()
