@@ -28,6 +28,8 @@ FINGERS = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1
 """The bones of a hand, by its 21 joints."""
 PALM = (0, 1, 5, 9, 13, 17)
 """The joints around it."""
+END = 0.85
+"""How far, in radii, a leg reaches beyond its joints with what comes from other references."""
 GAP = 0.2
 """The matte between two limbs at which they are apart."""
 MIRRORED = 0.5
@@ -146,6 +148,10 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
         limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
         core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
         if PARTS[i].endswith("leg"):
+            # What goes on beyond the knee hides nothing of the upper leg.
+            along_it = along(x, y, *shifted.bones[0, i, :, :2])[0]
+            beyond = (along_it >= 1) | ((along_it <= 0) & (i not in HIPS))
+            core[i][box] *= np.where(beyond, np.clip((END - near[i]) / 0.15, 0, 1), 1)
             reached = _reached(shifted.bones[0, i, :, :2], matte[box], FAR * RADII[i] * shifted.scale[0])
             own[i][box] *= reached
             core[i][box] *= reached

@@ -10,6 +10,7 @@ import torch
 
 from retarget.parts import cut, lay_out, part_mattes, render, skeletons
 from retarget.parts import layout as laying_out
+from retarget.parts.geometry import RADII
 from retarget.skeleton import MIRROR, PARENT, PART, PARTS, J
 
 from .conftest import ARM, BLUE, CROSSED, LIMBS, RED, TORSO, cut_puppet, cutouts_of, drawn, middle_of_arm, paint
@@ -75,6 +76,23 @@ def test_beyond_a_gap_is_another_leg(puppet, name):
     matte[:, gap::inwards] = 0
     matte[:, gap] = 0.5
     np.testing.assert_allclose(part_mattes(skeleton, matte)[0][part, int(y), gap], 0.5 * before[gap], atol=0.05)
+
+
+def test_a_leg_is_completed_to_its_joints_and_not_beyond(puppet):
+    """Below the knee the lower leg is all there is: other references' knees would be a band around it."""
+    body = puppet.body(legs=14)
+    skeleton = skeletons(puppet.track(body))
+    core = part_mattes(skeleton, puppet.matte(body))[1]
+    for part in (PART["left_upper_leg"], PART["right_lower_leg"]):
+        a, b = skeleton.bones[0, part, :, :2]
+        radius, axis = RADII[part] * skeleton.scale[0], (b - a) / np.linalg.norm(b - a)
+        x, y = (b + 0.95 * radius * axis).astype(int)
+        assert core[part, y, x] < 0.2
+        x, y = (b - 0.5 * radius * axis).astype(int)
+        assert core[part, y, x] == 1
+    hip, axis = skeleton.bones[0, PART["left_upper_leg"], 0, :2], np.array([0, -1])
+    x, y = (hip + 0.95 * RADII[PART["left_upper_leg"]] * skeleton.scale[0] * axis).astype(int)
+    assert core[PART["left_upper_leg"], y, x] == 1  # what the trunk hides of it is completed
 
 
 def test_nobody_owns_an_empty_matte(puppet):
