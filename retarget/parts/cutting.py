@@ -28,8 +28,6 @@ FINGERS = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1
 """The bones of a hand, by its 21 joints."""
 PALM = (0, 1, 5, 9, 13, 17)
 """The joints around it."""
-END = 0.85
-"""How far, in radii, a leg reaches beyond its joints with what comes from other references."""
 GAP = 0.2
 """The matte between two limbs at which they are apart."""
 MIRRORED = 0.5
@@ -147,11 +145,12 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
         own[i][box] = matte[box] * np.clip((joined[i] - 0.3) / 0.3, 0, 1) * np.clip(FAR - near[i], 0, 1)
         limit = 1.35 if i == 1 else 1.25 if i in HIPS else 1.0
         core[i][box] = np.clip((limit - near[i]) / 0.15, 0, 1)
-        if PARTS[i].endswith("leg"):
-            # What goes on beyond the knee hides nothing of the upper leg.
+        if PARTS[i].endswith(("arm", "leg")):
+            # What goes on beyond the knee hides nothing of the upper leg, but continues it.
             along_it = along(x, y, *shifted.bones[0, i, :, :2])[0]
-            beyond = (along_it >= 1) | ((along_it <= 0) & (i not in HIPS))
-            core[i][box] *= np.where(beyond, np.clip((END - near[i]) / 0.15, 0, 1), 1)
+            beyond = (along_it >= 1) | ((along_it <= 0) & ("lower" in PARTS[i]))
+            own[i][box] = np.where(beyond, np.maximum(own[i][box], matte[box] * core[i][box]), own[i][box])
+        if PARTS[i].endswith("leg"):
             reached = _reached(shifted.bones[0, i, :, :2], matte[box], FAR * RADII[i] * shifted.scale[0])
             own[i][box] *= reached
             core[i][box] *= reached

@@ -78,21 +78,21 @@ def test_beyond_a_gap_is_another_leg(puppet, name):
     np.testing.assert_allclose(part_mattes(skeleton, matte)[0][part, int(y), gap], 0.5 * before[gap], atol=0.05)
 
 
-def test_a_leg_is_completed_to_its_joints_and_not_beyond(puppet):
-    """Below the knee the lower leg is all there is: other references' knees would be a band around it."""
-    body = puppet.body(legs=14)
-    skeleton = skeletons(puppet.track(body))
-    core = part_mattes(skeleton, puppet.matte(body))[1]
-    for part in (PART["left_upper_leg"], PART["right_lower_leg"]):
-        a, b = skeleton.bones[0, part, :, :2]
-        radius, axis = RADII[part] * skeleton.scale[0], (b - a) / np.linalg.norm(b - a)
-        x, y = (b + 0.95 * radius * axis).astype(int)
-        assert core[part, y, x] < 0.2
-        x, y = (b - 0.5 * radius * axis).astype(int)
-        assert core[part, y, x] == 1
-    hip, axis = skeleton.bones[0, PART["left_upper_leg"], 0, :2], np.array([0, -1])
-    x, y = (hip + 0.95 * RADII[PART["left_upper_leg"]] * skeleton.scale[0] * axis).astype(int)
-    assert core[PART["left_upper_leg"], y, x] == 1  # what the trunk hides of it is completed
+@pytest.mark.parametrize("name", ["left_upper_leg", "right_lower_leg", "left_upper_arm", "right_lower_arm"])
+def test_a_limb_continues_beyond_its_joints_in_its_own_picture(puppet, name):
+    """What is there is not hidden: other references' knees would be a band around this one."""
+    body, part = puppet.body((80, 70), (60, 80), legs=14), PART[name]
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own, core, _ = part_mattes(skeleton, matte)
+    ends = skeleton.bones[0, part, :, :2]
+    for a, b in (ends, ends[::-1]) if "lower" in name else (ends,):
+        x, y = (b + 0.8 * RADII[part] * skeleton.scale[0] * (b - a) / np.linalg.norm(b - a)).astype(int)
+        assert matte[y, x] == 1
+        assert core[part, y, x] > 0.9
+        assert own[part, y, x] == pytest.approx(core[part, y, x], abs=0.05)
+    y, x = np.mgrid[:160, :128]
+    beyond = (np.stack([x, y], -1) - ends[1]) @ (ends[1] - ends[0]) > 0
+    assert (own[part] >= matte * core[part] - 1e-5)[beyond].all()
 
 
 def test_nobody_owns_an_empty_matte(puppet):

@@ -25,6 +25,7 @@ What the paper leaves open, and what was chosen:
 Where it departs from the paper: with poses and faces, all pictures x, e and h have a fourth channel, a matte, and hold
 the person alone: what is drawn is the person before a scene, which the user may exchange. Label maps paint the whole
 picture. The preset `small` folds pixels, so that the networks work at half the resolution, and normalises per picture.
+Of a person the head counts by itself, too (`FewShotObjective.HEAD`).
 
     config             FewShotConfig, and what the model takes and gives: Semantic, Examples, Past, Moved
     networks           H: Synthesis of SpadeBlocks, with `pointwise`; W and M: FlowNetwork

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...heatmaps import face_lines, pose_maps
+from ...skeleton import PART
 from ..base import Batch, Frame, Labels, Poses, References, RetargetModel
 from ..critics import Critics
 from ..dance import MIRRORED_MAPS
@@ -245,7 +246,8 @@ class FewShotVid2Vid(RetargetModel):
         c = self.config
         image = Critics(self.maps, 2, c.critic) if critics else None
         video = Critics(3, 1, c.critic) if critics and c.sequence > 1 else None
-        return FewShotObjective(image, video, vgg, hinge=c.hinge)
+        head = PART["head"] if c.conditioning == "pose" else None
+        return FewShotObjective(image, video, vgg, hinge=c.hinge, head=head)
 
     def tunable(self, identity: Examples) -> Iterable[nn.Parameter]:
         """E and H; "all parameters related to flow estimation" stay as they are (§3, "Inference")."""

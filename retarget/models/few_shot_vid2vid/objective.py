@@ -33,24 +33,36 @@ class FewShotObjective(Objective):
     D_I looks at a picture with its semantic image, D_V at two frames in a row. There is no ground truth of the flow
     here (the paper has FlowNet2's): beside L_W's second term, warped true pictures, L_W asks that warped semantic
     images fit (as the published code does with body masks) and that flows are smooth. Without VGG19 `content_loss`
-    takes its place. The matte, which the paper does not have, is told the true one.
+    takes its place. The matte, which the paper does not have, is told the true one. A person's head, by which we know
+    them, is a fiftieth of the picture: it counts by itself, too (the published code has a critic of its own for faces).
 
     Args:
         image: D_I; None: no critics.
         video: D_V; None: none of videos.
         vgg: the network of the perceptual term.
         hinge: hinge losses instead of least squares.
+        head: which channel of the semantic image says where the head is; None: none does.
     """
 
     WEIGHT = 10.0
     """λ of feature matching, VGG and L_W."""
     SMOOTH = 0.002
     """How much a flow's unevenness counts, per pixel, within L_W."""
+    HEAD = 0.05
+    """How much the head counts by itself: as if it were this share of the picture."""
 
-    def __init__(self, image: Critics | None, video: Critics | None, vgg: VGG19 | None, *, hinge: bool = False) -> None:
+    def __init__(
+        self,
+        image: Critics | None,
+        video: Critics | None,
+        vgg: VGG19 | None,
+        *,
+        hinge: bool = False,
+        head: int | None = None,
+    ) -> None:
         super().__init__()
         self.critics = nn.ModuleDict({name: c for name, c in (("image", image), ("video", video)) if c is not None})
-        self.vgg, self.hinge = vgg, hinge
+        self.vgg, self.hinge, self.head = vgg, hinge, head
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.critics.parameters())
@@ -82,6 +94,10 @@ class FewShotObjective(Objective):
             terms["perceptual"] = self.WEIGHT * perceptual(seen, self.vgg(x))
         else:
             terms["content"] = self.WEIGHT * content_loss(x, y)
+        if self.head is not None:
+            there = resized(_clip(condition.maps)[:, :, self.head : self.head + 1].flatten(0, 1).float(), x.shape[2:])
+            share = self.HEAD / there.mean().clamp(min=1e-3)
+            terms["head"] = self.WEIGHT * share * content_loss(x * there, y * there)
         if truth.matte is not None and frame.matte is not None:
             terms["matte"] = self.WEIGHT * matte_loss(
                 _clip(frame.matte).flatten(0, 1), _clip(truth.matte).flatten(0, 1)

@@ -12,6 +12,7 @@ from retarget import device
 from retarget.models.base import Batch, Frame, Poses, rollout, series
 from retarget.models.few_shot_vid2vid import FewShotObjective, FewShotVid2Vid, Moved, warping_loss
 from retarget.models.losses import feature_matching, lsgan_critic, lsgan_generator
+from retarget.skeleton import PART
 from retarget.training.fit import FitOptions, fit
 
 from .conftest import SIZE, tiny
@@ -67,8 +68,29 @@ def test_without_critics_there_is_none():
     (frame, condition), (truth, _) = clip(2), clip(2, 1)
     assert objective.critic_parameters() == []
     assert objective.critic_loss(frame, truth, condition) == {}
-    assert set(objective.generator_loss(frame, truth, condition)) == {"content", "matte"}
+    assert set(objective.generator_loss(frame, truth, condition)) == {"content", "head", "matte"}
     assert objective.generator_loss(truth, truth, condition)["content"] == 0
+
+
+def test_the_head_counts_as_much_however_small_it_is():
+    objective = tiny().objective(critics=False)
+    (truth, condition), grey = clip(1), torch.zeros(2, 1, 3, 32, 32)
+
+    def head(size: int, error: float) -> float:
+        maps = torch.zeros_like(condition.maps)
+        maps[..., PART["head"], :size, :size] = 1
+        there = objective.generator_loss(
+            truth._replace(rgb=grey + error), truth._replace(rgb=grey), condition._replace(maps=maps)
+        )["head"]
+        return float(there)
+
+    assert head(8, 0.2) == pytest.approx(2 * head(8, 0.1), rel=1e-3)
+    # Everything is wrong by 0.1: a mean over the head, plus what its rim adds.
+    for size in (8, 16):
+        assert 0.1 < head(size, 0.1) / (objective.WEIGHT * objective.HEAD) < 0.5
+    assert head(0, 0.1) == 0  # nobody's head is there
+    face = tiny(conditioning="face").objective(critics=False)
+    assert face.head is None
 
 
 def test_the_warping_loss_by_hand():
@@ -106,7 +128,7 @@ def test_vgg_takes_the_place_of_the_content_term():
 
     (frame, condition), (truth, _) = clip(2), clip(2, 1)
     terms = tiny().objective(critics=False, vgg=Seen()).generator_loss(frame, truth, condition)
-    assert set(terms) == {"perceptual", "matte"}
+    assert set(terms) == {"head", "matte", "perceptual"}
     means = [f.rgb.flatten(0, 1).mean((1, 2, 3)) for f in (frame, truth)]
     assert terms["perceptual"] == pytest.approx(10 * 5 * float((means[0] - means[1]).abs().mean()), rel=1e-4)
 
