@@ -227,8 +227,8 @@ def test_a_portrait_speaks(clips, tmp_path, monkeypatch):
     model = MODELS["talking-head"]()
     monkeypatch.setattr(model, "PRESETS", {"small": TINY})
     drawn = []
-    plain = talking_head.face_lines
-    monkeypatch.setattr(talking_head, "face_lines", lambda *a, **k: drawn.append(a[0].numpy()) or plain(*a, **k))
+    plain = talking_head.model.face_lines
+    monkeypatch.setattr(talking_head.model, "face_lines", lambda *a, **k: drawn.append(a[0].numpy()) or plain(*a, **k))
     avatar = personalize(
         selfie, model="talking-head", frames=1, steps=4, size=96, init="random", device="cpu", name="self"
     )  # fmt: skip
