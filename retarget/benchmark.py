@@ -39,9 +39,9 @@ def benchmark_frame(model: str = "dance", size: tuple[int, int] = (384, 512), de
     from . import device as devices
     from . import weights
     from .models.base import References
-    from .personalize import start
     from .references import poses
     from .rendering import pictures
+    from .tuning import start
 
     compute = devices.choose(device)
     entry = weights.ENTRY["meta"].format(model)

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetargetError, StorageError, UsageError
-from .personalize import PersonalizeOptions, Trials, changed, expand, gather, personalize, shown, start
+from .personalize import PersonalizeOptions, changed, expand, gather, personalize
 from .personalize import check as check_avatar
 from .report import SETTING, USUAL, Report
 from .training.prepare import name_of, with_maps
+from .tuning import Trials, shown, start
 from .types import Progress, Silent
 
 if TYPE_CHECKING:

@@ -156,8 +156,8 @@ def evaluate(clips: Sequence[Path], options: EvaluateOptions, compute: Compute) 
     import tempfile
 
     from .evaluate import avatars
-    from .personalize import shown
     from .training.prepare import with_maps
+    from .tuning import shown
 
     frames, pixels = 0.0, 0.0
     if options.labels:

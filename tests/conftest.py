@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Cores are shared out among the workers already.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ("reliability.report",)
+pytest_plugins = ("reliability.report", "made_avatars")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -82,7 +82,7 @@ RANK = {
     **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
     **dict.fromkeys(("lessons", "rendering", "training.prepare", "training.corpus", "portraits", "streets"), 4),
-    **dict.fromkeys(("preview", "training.tasks", "training.run", "training.parsing"), 5),
+    **dict.fromkeys(("preview", "tuning", "training.tasks", "training.run", "training.parsing"), 5),
     "training.train": 6,
     **dict.fromkeys(("personalize", "drive", "benchmark", "evaluate", "doctor", "forecast"), 6),
     "cli": 7,

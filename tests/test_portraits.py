@@ -17,9 +17,10 @@ from retarget.errors import NobodyFound, UsageError
 from retarget.evaluate import evaluate
 from retarget.faces import heads, typical
 from retarget.models import MODELS, build, few_shot_vid2vid, talking_head
-from retarget.personalize import PersonalizeOptions, gather, shown
+from retarget.personalize import PersonalizeOptions, gather
 from retarget.pose import PoseOptions, estimate, save_motion
 from retarget.references import arrays, check_stored, packed, unpacked
+from retarget.tuning import shown
 from retarget.types import Silent
 from retarget.video import open_reader, open_writer, probe
 

@@ -22,12 +22,12 @@ RUN = """
 import importlib, os, shutil
 os.environ["RETARGET_HOME"] = {home!r}
 import torch
-from retarget import checkpoint, references
+from retarget import checkpoint, references, tuning
 torch.set_num_threads(1)  # less depends on what else runs
 references.PLATE_FRAMES = 8
 from retarget.types import Silent
 module = importlib.import_module("retarget.personalize")
-module.EVERY = 0.0
+tuning.EVERY = 0.0
 save = checkpoint.save
 
 def watched(path, state):

@@ -22,10 +22,11 @@ from retarget.errors import AvatarError, InputError, UsageError
 from retarget.evaluate import EvaluateOptions, evaluate, split, split_maps
 from retarget.labels import coloured, read_map
 from retarget.models import build
-from retarget.personalize import PersonalizeOptions, gather, start
+from retarget.personalize import PersonalizeOptions, gather
 from retarget.pose import save_motion
 from retarget.references import arrays, check_stored, packed, references, unpacked
 from retarget.training.train import TrainOptions, begin
+from retarget.tuning import start
 from retarget.types import Silent
 from retarget.video import open_reader, open_writer, probe
 
