@@ -102,8 +102,8 @@ class Need:
 def personalize(inputs: Sequence[Path], options: PersonalizeOptions, compute: Compute) -> Need:
     """Of `retarget personalize`. Memory: 240x320 to 960x1280, K = 5 and 10, two seconds of video, peak of all
     processes: 1.3, 1.5, 3.5 and (K = 10, 480x640) 2.4 GB. Disk: the stored arrays, and as much for checkpoints."""
+    from .gathering import LONGEST
     from .personalize import steps_before
-    from .references import LONGEST
 
     frames, pixels = 0.0, options.size**2 * 4 / 3
     if len(inputs) == 1 and (info := _probe(inputs[0])) is not None:

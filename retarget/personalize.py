@@ -277,7 +277,7 @@ def gather(paths: Sequence[Path], options: PersonalizeOptions, progress: Progres
 def _person(paths: Sequence[Path], options: PersonalizeOptions, whole: bool, progress: Progress) -> Gathered:
     """`whole`: whether whole people are drawn, who miss their feet where no picture shows them; else faces are, whose
     irises are looked for."""
-    from .references import from_photos, from_video
+    from .gathering import from_photos, from_video
     from .video import is_image
 
     if all(map(is_image, paths)):

@@ -16,8 +16,9 @@ import numpy as np
 from . import faces
 from .errors import NobodyFound
 from .folders import replace_file
+from .gathering import LONGEST, moved_point
 from .pose import PoseOptions, estimate, estimate_images
-from .references import HOME, LONGEST, Gathered, moved_point, working_size
+from .references import HOME, Gathered, working_size
 from .types import Array, Image, PoseTrack, Progress
 from .video import is_image, open_reader, open_writer, probe, read_image
 

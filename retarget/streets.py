@@ -1,6 +1,6 @@
 """Street scenes: pictures with their label maps → references; the maps that a scene is driven by.
 
-What `references` and `motion` do for people. There is nobody to be found, no pose, and nothing behind: the scene is the
+What `gathering` and `motion` do for people. There is nobody to be found, no pose, and nothing behind: the scene is the
 whole picture.
 """
 

@@ -79,7 +79,7 @@ RANK = {
     "perceptual_metrics": 2,
     **dict.fromkeys(("arguments", "report"), 3),
     # What stands between inputs and models, and the loop that fits.
-    **dict.fromkeys(("references", "training", "training.player", "training.fit", "training.ranks"), 3),
+    **dict.fromkeys(("references", "gathering", "training", "training.player", "training.fit", "training.ranks"), 3),
     # Pairs to learn from; what they are made of on a training machine.
     **dict.fromkeys(("lessons", "rendering", "training.prepare", "training.corpus", "portraits", "streets"), 4),
     **dict.fromkeys(("preview", "tuning", "training.tasks", "training.run", "training.parsing"), 5),

@@ -147,7 +147,7 @@ def test_nobody_misses_the_feet_of_a_head(model, puppet, tmp_path, monkeypatch):
         assert irises is not feet
         return gathered
 
-    monkeypatch.setattr("retarget.references.from_photos", from_photos)
+    monkeypatch.setattr("retarget.gathering.from_photos", from_photos)
     found = gather([tmp_path / "me.png"], PersonalizeOptions(model=model, crop="head", person="40,30"), Silent())
     assert asked == [(portrait.paths, "largest", False)]
     assert found.home is home

@@ -22,9 +22,9 @@ RUN = """
 import importlib, os, shutil
 os.environ["RETARGET_HOME"] = {home!r}
 import torch
-from retarget import checkpoint, references, tuning
+from retarget import checkpoint, gathering, tuning
 torch.set_num_threads(1)  # less depends on what else runs
-references.PLATE_FRAMES = 8
+gathering.PLATE_FRAMES = 8
 from retarget.types import Silent
 module = importlib.import_module("retarget.personalize")
 tuning.EVERY = 0.0

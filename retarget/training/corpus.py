@@ -348,7 +348,7 @@ class Clip:
         return len(self.pictures)
 
     def gathered(self, index: Sequence[int]) -> Gathered:
-        """The references of an avatar made of these frames, as `references.from_video` gives them, or
+        """The references of an avatar made of these frames, as `gathering.from_video` gives them, or
         `streets.gathered`."""
         if self.labels is not None:
             return streets.scene(self.pictures[list(index)], self.labels[list(index)], self.track.fps, index)
