@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
+from .clothes import hanging
 from .geometry import FAR, FRONT, HIPS, JOINT, RADII, Float, Skeleton, affines, along, inverse, skeletons
 
 NECK = 0.5
@@ -149,7 +150,11 @@ def part_mattes(skeleton: Skeleton, matte: Array) -> tuple[Array, Array, Float]:
             # What goes on beyond the knee hides nothing of the upper leg, but continues it.
             along_it = along(x, y, *shifted.bones[0, i, :, :2])[0]
             beyond = (along_it >= 1) | ((along_it <= 0) & ("lower" in PARTS[i]))
-            own[i][box] = np.where(beyond, np.maximum(own[i][box], matte[box] * core[i][box]), own[i][box])
+            further = matte[box] * core[i][box]
+            if PARTS[i].endswith("leg"):
+                kin = weight[[i, PARENT[i], *(j for j, parent in enumerate(PARENT) if parent == i)]].sum(0)
+                further *= np.clip((kin - 0.3) / 0.3, 0, 1)
+            own[i][box] = np.where(beyond, np.maximum(own[i][box], further), own[i][box])
         if PARTS[i].endswith("leg"):
             reached = _reached(shifted.bones[0, i, :, :2], matte[box], FAR * RADII[i] * shifted.scale[0])
             own[i][box] *= reached
@@ -326,8 +331,9 @@ def cut(
     shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
     shown[:, PART["head"]] *= 1 - TOUCHED * _touched(skeleton)
     textures, origins = [], np.zeros((len(PARTS) + 1, k, 2))
-    own = torch.cat([own, own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
-    core = torch.cat([core, core[:, HIPS].amax(1, keepdim=True)], 1)
+    hangs = hanging(frames, own, core, skeleton)
+    own = torch.cat([own, hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
+    core = torch.cat([core, hangs * core[:, HIPS].amax(1, keepdim=True)], 1)
     moves = np.concatenate([moves, moves[:, :, 1:2]], 2)
     for p in range(len(PARTS) + 1):
         boxes = []

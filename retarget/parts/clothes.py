@@ -1,0 +1,104 @@
+"""What hangs from the hips: of a skirt or of trousers all down to the knees, of bare legs nothing."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..skeleton import PART
+from ..types import Array
+from .geometry import Float, Skeleton, along
+
+THIGHS, SHINS = ([PART[f"{side}_{which}_leg"] for side in ("left", "right")] for which in ("upper", "lower"))
+TOP, BARE = 0.25, (0.2, 0.8)
+"""Which share of the upper leg is surely clothed, and which piece of the lower leg is bare if the leg is."""
+LIKENESS = 0.58
+"""How alike the colours of both are (Bhattacharyya coefficient) where one cloth covers both."""
+BINS = (8, 24, 24)
+"""Of lightness, and of the two other channels of CIELAB: light changes the first the most."""
+FEWEST = 200
+"""Pixels of each, without which there is no telling."""
+SOFT = 0.012
+"""Metres over which what colours say is averaged."""
+
+
+def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleton: Skeleton) -> torch.Tensor:
+    """How much of each pixel of the upper legs is cloth that may be stretched between them, (K, 1, H, W) in 0..1.
+
+    If the lower legs have colours of their own, they are bare, and so is what looks like them above the knees: between
+    legs that are farther apart than in the reference, skin would become a web. What is nobody's upper leg is 1.
+
+    Args:
+        frames: (K, 3, H, W) float32 in 0..1.
+        own, core: (K, P, H, W) from `part_mattes`.
+        skeleton: of the K references.
+    """
+    count, _, h, w = frames.shape
+    y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
+    colours = [_numbered(f) for f in frames]
+    down = {(k, p): along(x, y, *skeleton.bones[k, p, :, :2])[0] for k in range(count) for p in (*THIGHS, *SHINS)}
+    cloth = _clothed(
+        [c[(own[k, p] > 0.8).numpy() & (down[k, p] < TOP)] for k, c in enumerate(colours) for p in THIGHS],
+        [
+            c[(own[k, p] > 0.8).numpy() & (down[k, p] > BARE[0]) & (down[k, p] < BARE[1])]
+            for k, c in enumerate(colours)
+            for p in SHINS
+        ],
+    )
+    hangs = np.ones((count, 1, h, w), np.float32)
+    if cloth is None:
+        return torch.from_numpy(hangs)
+    for k, keep in enumerate(hangs[:, 0]):
+        soft = np.asarray(cv2.GaussianBlur(cloth[colours[k]], (0, 0), max(1.0, SOFT * skeleton.scale[k])), np.float32)
+        for thigh in THIGHS:
+            hem = _hem(soft, down[k, thigh], own[k, thigh].numpy() > 0.8)
+            stays = np.where(down[k, thigh] < TOP, 1, np.clip((soft - 0.35) / 0.3, 0, 1))
+            stays *= np.clip((hem + 0.1 - down[k, thigh]) / 0.1, 0, 1)
+            there = np.clip(torch.maximum(own[k, thigh], core[k, thigh]).numpy() / 0.1, 0, 1)
+            np.minimum(keep, 1 - there * (1 - stays), out=keep)
+        np.maximum(keep, own[k, PART["torso"]].numpy(), out=keep)
+    return torch.from_numpy(hangs)
+
+
+def _clothed(top: list[npt.NDArray[np.intp]], low: list[npt.NDArray[np.intp]]) -> Array | None:
+    """Of each colour, how likely it is that of what is worn at the `top`, rather than that of what is `low`; None if
+    both look alike, or too little is seen of either."""
+    counts = [np.bincount(np.concatenate(numbers), minlength=int(np.prod(BINS))) for numbers in (top, low)]
+    if min(c.sum() for c in counts) < FEWEST:
+        return None
+    clothed, bare = (_density(c) for c in counts)
+    if float(np.sqrt(clothed * bare).sum()) > LIKENESS:
+        return None
+    return np.asarray((clothed + 1e-6) / (clothed + bare + 2e-6), np.float32)
+
+
+def _hem(cloth: Array, down: Float, leg: npt.NDArray[np.bool_]) -> float:
+    """How far down an upper leg its clothes reach, 0..1: to where most of what is seen across it is bare."""
+    places = np.linspace(0, 1, 21)
+    which = np.digitize(down[leg], places)
+    total = np.bincount(which, minlength=22)
+    share = np.bincount(which, cloth[leg], 22) / np.maximum(total, 1)
+    bare = np.flatnonzero((share[1:21] < 0.4) & (total[1:21] > 0) & (places[:20] >= TOP))
+    return float(places[bare[0]]) if len(bare) else 1.0
+
+
+def _numbered(frame: torch.Tensor) -> npt.NDArray[np.intp]:
+    """(3, H, W) in 0..1 → (H, W) numbers of its colours, by lightness and hue."""
+    rgb = np.ascontiguousarray(frame.permute(1, 2, 0).numpy().clip(0, 1), np.float32)
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
+    # Lightness is 0 to 100; the other two are within 48 of grey, or as good as that.
+    index = ((lab - (0, -48, -48)) / (100, 96, 96) * BINS).clip(0, np.array(BINS) - 1).astype(np.intp)
+    return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(index, 2, 0)), BINS))
+
+
+def _density(counts: npt.NDArray[np.intp]) -> Array:
+    """Counts of colours as smooth shares."""
+    cube = counts.reshape(BINS).astype(np.float32)
+    for axis, count in enumerate(BINS):
+        flat = np.moveaxis(cube, axis, -1)
+        rows = np.ascontiguousarray(flat.reshape(-1, count))
+        soft = np.asarray(cv2.GaussianBlur(rows, (5, 1), 0.8, borderType=cv2.BORDER_REPLICATE), np.float32)
+        cube = np.moveaxis(soft.reshape(flat.shape), -1, axis)
+    return np.asarray(cube.ravel() / max(float(cube.sum()), 1e-6))

@@ -1,0 +1,77 @@
+"""Skirts hang between the legs, skin does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from retarget.parts import cut, part_mattes, skeletons
+from retarget.parts.clothes import hanging
+from retarget.parts.geometry import HIPS, SKIRT, along
+from retarget.skeleton import PART
+
+CLOTH, SKIN = (30, 60, 190), (225, 170, 140)
+
+
+def dressed(puppet, hem: float, shine: float = 0.0):
+    """A person whose upper legs are clothed down to `hem` (0 to 1; 2: to the feet), as `hanging` takes it."""
+    body = puppet.body(legs=10)
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own, core, alone = (np.stack([m]) for m in part_mattes(skeleton, matte))
+    y, x = np.mgrid[:160, :128] + 0.5
+    picture = np.empty((160, 128, 3))
+    picture[:] = CLOTH
+    for side in ("left", "right"):
+        thigh = PART[f"{side}_upper_leg"]
+        down = along(x, y, *skeleton.bones[0, thigh, :, :2])[0]
+        bare = (own[0, [thigh, PART[f"{side}_lower_leg"], PART[f"{side}_foot"]]].max(0) > 0.01) & (down > hem)
+        picture[bare] = SKIN
+    light = 1 + shine * np.sin(np.arange(160))[:, None, None]
+    noise = np.random.default_rng(0).normal(0, 3, picture.shape)
+    frames = torch.from_numpy(np.clip(picture * light + noise, 0, 255) / 255).float().permute(2, 0, 1)[None]
+    return frames, torch.from_numpy(own), torch.from_numpy(core), skeleton, matte, alone
+
+
+def upper_leg(skeleton, share: float) -> tuple[int, int]:
+    """Row and column on the left upper leg's bone."""
+    a, b = skeleton.bones[0, PART["left_upper_leg"], :, :2]
+    x, y = (a + share * (b - a)).astype(int)
+    return y, x
+
+
+@pytest.mark.parametrize("shine", [0.0, 0.15])
+def test_below_a_hem_nothing_hangs(puppet, shine):
+    frames, own, core, skeleton, *_ = dressed(puppet, 0.5, shine)
+    hangs = hanging(frames, own, core, skeleton)
+    assert hangs.shape == (1, 1, 160, 128)
+    assert hangs.min() >= 0
+    assert hangs.max() <= 1
+    assert hangs[0, 0][upper_leg(skeleton, 0.2)] > 0.9
+    assert hangs[0, 0][upper_leg(skeleton, 0.8)] < 0.1
+    assert hangs[0, 0][own[0, PART["torso"]] > 0.9].min() > 0.9  # the trunk is no leg
+
+
+def test_trousers_hang_down_to_the_knees(puppet):
+    frames, own, core, skeleton, *_ = dressed(puppet, 2.0)
+    assert (hanging(frames, own, core, skeleton) == 1).all()
+
+
+def test_of_legs_that_are_not_seen_there_is_no_telling(puppet):
+    frames, own, core, skeleton, *_ = dressed(puppet, 0.5)
+    own[:, [PART["left_lower_leg"], PART["right_lower_leg"]]] = 0
+    assert (hanging(frames, own, core, skeleton) == 1).all()
+
+
+def test_the_skirt_ends_at_the_hem(puppet):
+    """What is cut out as what hangs, in a dress and in trousers."""
+    reach = {}
+    for hem in (0.4, 2.0):
+        frames, own, core, skeleton, matte, alone = dressed(puppet, hem)
+        made = cut(frames, own, core, torch.from_numpy(matte)[None, None], alone, skeleton)
+        alpha = made.textures[SKIRT][0, 3].numpy()
+        low = np.flatnonzero((alpha > 0.5).any(1)).max() + made.origins[SKIRT, 0, 1]
+        hip, knee = skeleton.bones[0, HIPS[1], :, 1]
+        reach[hem] = (low - hip) / (knee - hip)
+    assert 0.3 < reach[0.4] < 0.6
+    assert reach[2.0] > 0.9
