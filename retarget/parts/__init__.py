@@ -14,6 +14,7 @@ Geometry is NumPy on a handful of points; pictures are torch, on the model's dev
 """
 
 from .choosing import CLUES, choose, clues, cost
+from .clothes import freed
 from .cutting import Cutouts, cut, part_mattes
 from .geometry import Skeleton, affines, body_scale, inverse, skeletons
 from .judging import blame, errors
@@ -35,6 +36,7 @@ __all__ = [
     "cost",
     "cut",
     "errors",
+    "freed",
     "inverse",
     "lay_out",
     "part_mattes",

@@ -1,4 +1,4 @@
-"""What hangs from the hips: of a skirt or of trousers all down to the knees, of bare legs nothing."""
+"""What colours tell of who owns a pixel: bare legs and what hangs over them, arms and the trunk behind them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import torch
 
 from ..skeleton import PART
 from ..types import Array
-from .geometry import Float, Skeleton, along
+from .geometry import RADII, Float, Skeleton, along
 
 THIGHS, SHINS = ([PART[f"{side}_{which}_leg"] for side in ("left", "right")] for which in ("upper", "lower"))
+ARMS = [PART[f"{side}_{which}_arm"] for side in ("left", "right") for which in ("upper", "lower")]
 TOP, BARE = 0.25, (0.2, 0.8)
 """Which share of the upper leg is surely clothed, and which piece of the lower leg is bare if the leg is."""
 LIKENESS = 0.58
 """How alike the colours of both are (Bhattacharyya coefficient) where one cloth covers both."""
 BINS = (8, 24, 24)
 """Of lightness, and of the two other channels of CIELAB: light changes the first the most."""
-FEWEST = 200
+FEWEST = 50
 """Pixels of each, without which there is no telling."""
+MIDDLE, RIM = 0.6, 0.7
+"""Radii from its bone up to which all is an arm's own, and from which on it may be what is behind it."""
 SOFT = 0.012
 """Metres over which what colours say is averaged."""
 
@@ -60,6 +63,34 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
             np.minimum(keep, 1 - there * (1 - stays), out=keep)
         np.maximum(keep, own[k, PART["torso"]].numpy(), out=keep)
     return torch.from_numpy(hangs)
+
+
+def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.Tensor:
+    """`own` (K, P, H, W) where the rim of each arm that looks like the trunk, not like the arm, is the trunk's again.
+
+    An arm before the trunk is cut out generously, for the sake of wide sleeves. A bare one, or one in a sleeve of other
+    colours, would bring a rim of shirt along when it is raised.
+
+    Args: as of `hanging`.
+    """
+    own, torso = own.clone(), PART["torso"]
+    _, _, h, w = frames.shape
+    y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
+    for k, frame in enumerate(frames):
+        colours, radius = _numbered(frame), RADII * skeleton.scale[k]
+        trunk = colours[(own[k, torso] > 0.8).numpy()]
+        for arm in ARMS:
+            mine = own[k, arm].numpy()
+            far = along(x, y, *skeleton.bones[k, arm, :, :2])[1] / radius[arm]
+            like = _clothed([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
+            if like is None:
+                continue
+            soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, SOFT * skeleton.scale[k]))
+            other = np.clip((far - RIM) / 0.2, 0, 1) * (1 - np.clip((soft - 0.25) / 0.3, 0, 1))
+            given = torch.from_numpy(np.asarray(mine * other, np.float32))
+            own[k, arm] -= given
+            own[k, torso] = torch.maximum(own[k, torso], given)
+    return own
 
 
 def _clothed(top: list[npt.NDArray[np.intp]], low: list[npt.NDArray[np.intp]]) -> Array | None:

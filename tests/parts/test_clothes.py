@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from retarget.parts import cut, part_mattes, skeletons
-from retarget.parts.clothes import hanging
-from retarget.parts.geometry import HIPS, SKIRT, along
+from retarget.parts.clothes import freed, hanging
+from retarget.parts.geometry import HIPS, RADII, SKIRT, along
 from retarget.skeleton import PART
+
+from .conftest import BLUE, CROSSED, RED
 
 CLOTH, SKIN = (30, 60, 190), (225, 170, 140)
 
@@ -75,3 +77,39 @@ def test_the_skirt_ends_at_the_hem(puppet):
         reach[hem] = (low - hip) / (knee - hip)
     assert 0.3 < reach[0.4] < 0.6
     assert reach[2.0] > 0.9
+
+
+def crossed_arm(puppet, sleeve: tuple[int, int, int]):
+    """An arm before the trunk, a third thinner than its part may be: frames, own, skeleton, and where it is painted."""
+    body = puppet.body(**CROSSED)
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own, _, _ = part_mattes(skeleton, matte)
+    picture = np.broadcast_to(np.array(BLUE, float), (160, 128, 3)).copy()
+    y, x = np.mgrid[:160, :128] + 0.5
+    arm = PART["left_lower_arm"]
+    far = along(x, y, *skeleton.bones[0, arm, :, :2])[1] / (RADII[arm] * skeleton.scale[0])
+    picture[far < 0.65] = sleeve
+    picture += np.random.default_rng(0).normal(0, 3, picture.shape)
+    frames = torch.from_numpy(np.clip(picture, 0, 255) / 255).float().permute(2, 0, 1)[None]
+    return frames, torch.from_numpy(own)[None], skeleton, far
+
+
+def test_a_bare_arm_leaves_the_shirt_behind_it_to_the_trunk(puppet):
+    frames, own, skeleton, far = crossed_arm(puppet, RED)
+    arm, torso = PART["left_lower_arm"], PART["torso"]
+    found = freed(frames, own, skeleton)
+    rim = (far > 0.95) & (own[0, arm].numpy() > 0.5)
+    assert rim.sum() > 10
+    assert found[0, arm].numpy()[rim].mean() < 0.2
+    assert found[0, torso].numpy()[rim].mean() > 0.5
+    inside = (far < 0.6) & (own[0, arm].numpy() > 0.5)
+    np.testing.assert_array_equal(found[0, arm].numpy()[inside], own[0, arm].numpy()[inside])
+    others = [p for p in range(own.shape[1]) if p not in (torso, arm)]
+    wrists = [PART["right_lower_arm"], PART["left_upper_arm"], PART["right_upper_arm"]]
+    for part in set(others) - set(wrists):
+        assert torch.equal(found[0, part], own[0, part])
+
+
+def test_a_sleeve_like_the_shirt_stays_as_it_was_cut(puppet):
+    frames, own, skeleton, _ = crossed_arm(puppet, BLUE)
+    assert torch.equal(freed(frames, own, skeleton), own)
