@@ -16,7 +16,7 @@ ARMS = [PART[f"{side}_{which}_arm"] for side in ("left", "right") for which in (
 TOP, BARE = 0.25, (0.2, 0.8)
 """Which share of the upper leg is surely clothed, and which piece of the lower leg is bare if the leg is."""
 LIKENESS = 0.58
-"""How alike the colours of both are (Bhattacharyya coefficient) where one cloth covers both."""
+"""How alike the colours of two places are (Bhattacharyya coefficient) where one cloth covers both."""
 BINS = (8, 24, 24)
 """Of lightness, and of the two other channels of CIELAB: light changes the first the most."""
 FEWEST = 50
@@ -42,7 +42,7 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
     colours = [_numbered(f) for f in frames]
     down = {(k, p): along(x, y, *skeleton.bones[k, p, :, :2])[0] for k in range(count) for p in (*THIGHS, *SHINS)}
-    cloth = _clothed(
+    cloth = _telling(
         [c[(own[k, p] > 0.8).numpy() & (down[k, p] < TOP)] for k, c in enumerate(colours) for p in THIGHS],
         [
             c[(own[k, p] > 0.8).numpy() & (down[k, p] > BARE[0]) & (down[k, p] < BARE[1])]
@@ -82,7 +82,7 @@ def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.
         for arm in ARMS:
             mine = own[k, arm].numpy()
             far = along(x, y, *skeleton.bones[k, arm, :, :2])[1] / radius[arm]
-            like = _clothed([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
+            like = _telling([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
             if like is None:
                 continue
             soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, SOFT * skeleton.scale[k]))
@@ -93,16 +93,16 @@ def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.
     return own
 
 
-def _clothed(top: list[npt.NDArray[np.intp]], low: list[npt.NDArray[np.intp]]) -> Array | None:
-    """Of each colour, how likely it is that of what is worn at the `top`, rather than that of what is `low`; None if
-    both look alike, or too little is seen of either."""
-    counts = [np.bincount(np.concatenate(numbers), minlength=int(np.prod(BINS))) for numbers in (top, low)]
+def _telling(one: list[npt.NDArray[np.intp]], other: list[npt.NDArray[np.intp]]) -> Array | None:
+    """Of each colour's number, how much likelier it is among the `one` than among the `other`, 0..1; None if both look
+    alike, or too little is seen of either."""
+    counts = [np.bincount(np.concatenate(numbers), minlength=int(np.prod(BINS))) for numbers in (one, other)]
     if min(c.sum() for c in counts) < FEWEST:
         return None
-    clothed, bare = (_density(c) for c in counts)
-    if float(np.sqrt(clothed * bare).sum()) > LIKENESS:
+    p, q = (_density(c) for c in counts)
+    if float(np.sqrt(p * q).sum()) > LIKENESS:
         return None
-    return np.asarray((clothed + 1e-6) / (clothed + bare + 2e-6), np.float32)
+    return np.asarray((p + 1e-6) / (p + q + 2e-6), np.float32)
 
 
 def _hem(cloth: Array, down: Float, leg: npt.NDArray[np.bool_]) -> float:
