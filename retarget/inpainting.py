@@ -66,7 +66,7 @@ def shift_map(image: Image, hole: Mask) -> ShiftMap | None:
     size = _small(hole, min(DETAIL, round(max(h, w) * float(MOST / hole.sum()) ** 0.5)))
     lab = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB)
     missing = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.02
-    if missing.mean() > 0.9:
+    if not missing.any() or missing.mean() > 0.9:
         return None
     filled = np.zeros_like(lab)
     cv2.xphoto.inpaint(lab, (~missing).astype(np.uint8) * 255, filled, cv2.xphoto.INPAINT_SHIFTMAP)
@@ -109,9 +109,8 @@ def _fewest(missing: Mask, at: npt.NDArray[np.int64], fits: Mask, shifts: list[t
     if not chosen:
         return None
     told = which >= 0
-    nearest = cv2.distanceTransformWithLabels((~told).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[
-        1
-    ]
+    away = (~told).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     by_label = np.zeros(nearest.max() + 1, np.uint8)
     by_label[nearest[told]] = which[told]
     return ShiftMap(np.asarray(cv2.medianBlur(by_label[nearest], 5), np.uint8), chosen)

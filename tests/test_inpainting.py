@@ -119,6 +119,26 @@ def test_of_a_plain_wall_there_is_nothing_to_copy():
     assert np.abs(filled.astype(int) - 200).max() <= 1
 
 
+def test_a_hole_that_the_small_copy_does_not_show():
+    """OpenCV's shift map does not survive a picture in which nothing is missing."""
+    image, hole = noise(3, 2, 4000), np.zeros((2, 4000), bool)
+    image, hole = np.repeat(image, 1500, 0), np.repeat(hole, 1500, 0)
+    hole[1500, 2000] = True
+    assert shift_map(image, hole) is None
+    assert fill_holes(image, hole).shape == image.shape
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_holes_of_any_shape_in_small_pictures(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(8):
+        height, width = rng.integers(4, 80, 2).tolist()
+        image, hole = noise(seed, height, width), rng.random((height, width)) < rng.random()
+        filled = fill_holes(image, hole)
+        assert filled.shape == image.shape
+        assert filled.dtype == np.uint8
+
+
 def test_a_hole_at_the_border():
     truth, hole = wall(), np.zeros((240, 300), bool)
     hole[150:, 120:180] = True
