@@ -83,6 +83,7 @@ RANK = {
     # Pairs to learn from; what they are made of on a training machine.
     **dict.fromkeys(("lessons", "rendering", "training.prepare", "training.corpus", "portraits", "streets"), 4),
     **dict.fromkeys(("preview", "tuning", "training.tasks", "training.run", "training.parsing"), 5),
+    "training.feeding": 5,
     "training.train": 6,
     **dict.fromkeys(("personalize", "drive", "benchmark", "evaluate", "doctor", "forecast"), 6),
     "cli": 7,
@@ -197,7 +198,7 @@ def outer_imports(tree: ast.Module) -> set[str]:
         ("imageio_ffmpeg", {"video.process", "doctor"}),
         ("platformdirs", {"folders"}),
         ("safetensors", {"avatar", "checkpoint", "weights", "training.run", "training.tasks"}),
-        ("multiprocessing", {"training.prepare", "training.tasks"}),
+        ("multiprocessing", {"training.feeding", "training.prepare", "training.tasks"}),
         ("matplotlib", set()),  # training machines have none
         ("pickle", set()),
     ],

@@ -75,6 +75,10 @@ class Tasks:
         model: its registered name, and its configuration.
         folder: where drawn pairs are kept.
         draws: tasks per person.
+
+    Those of another process can be pickled for it: there the corpus is read again.
+
+    model  the network that they are drawn with, as it is built, on the CPU.
     """
 
     def __init__(
@@ -95,12 +99,16 @@ class Tasks:
                 "Pack more clips, or give prepare a --table that says which are in it.",
             )
         self.list = [(person, draw) for draw in range(draws) for person in self.persons]
-        self._model = build(*model)
-        said = [SCHEMA, corpus.digest, model[0], self._model.ahead_depends_on, asdict(options)]
+        self.model = build(*model)
+        self._made_of = (corpus.folder, split, model, options, folder, draws)
+        said = [SCHEMA, corpus.digest, model[0], self.model.ahead_depends_on, asdict(options)]
         self.folder = folder / hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-        self._kept = self._model.Ahead
+        self._kept = self.model.Ahead
         # For models whose pairs are not kept: the persons known last.
-        self._begun = lru_cache(RECENT)(lambda number: begun(self._model, corpus, *self._which(number), options))
+        self._begun = lru_cache(RECENT)(lambda number: begun(self.model, corpus, *self._which(number), options))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _tasks, self._made_of
 
     def __len__(self) -> int:
         return len(self.list)
@@ -119,7 +127,7 @@ class Tasks:
                     [_unpacked(file, f"{g}.{v}.", self._kept) for v in range(count)]
                     for g, count in enumerate(json.loads(file.metadata()["groups"]))
                 ]
-        groups = make(self._model, self.corpus, *self._which(number), self.options)
+        groups = make(self.model, self.corpus, *self._which(number), self.options)
         if self._kept is not None:
             _keep(path, groups)
         return groups
@@ -129,7 +137,7 @@ class Tasks:
         path = self._path(number)
         if self._kept is None and self.options.stage == "pretrain":
             task = self._begun(number)
-            return task.pair(self._model, self.corpus, int(rng.integers(len(task.truths))))
+            return task.pair(self.model, self.corpus, int(rng.integers(len(task.truths))))
         if self._kept is None or not path.exists():
             groups = self[number]
             group = groups[int(rng.integers(len(groups)))]
@@ -169,6 +177,10 @@ class Tasks:
     def _path(self, number: int) -> Path:
         person, draw = self.list[number]
         return self.folder / f"{person}-{draw}.safetensors"
+
+
+def _tasks(corpus: Path, *others: Any) -> Tasks:
+    return Tasks(Corpus(corpus), *others)
 
 
 def _drawn(path: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .fit import FitState
     from .ranks import Ranks
     from .run import Run, Trained
-    from .tasks import Tasks
+    from .tasks import Group, Tasks
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train(
         options: how.
         restart: forget what `out` holds.
         progress: is told what happens.
-        workers: processes that draw the tasks; 0: one per core.
+        workers: processes that draw the tasks, and where a GPU computes, what is learned from, too; 0: one per core.
 
     Raises:
         InputError: no corpus, or nobody in it; a file of weights that does not exist.
@@ -151,7 +152,7 @@ def train(
             progress = Silent()
         work = _Pretraining if options.stage == "pretrain" else _Reptile
         with memory:
-            return work(options, compute, run, own, support, query, ranks, progress, begun).run_it()
+            return work(options, compute, run, own, support, query, ranks, progress, begun, workers).run_it()
 
 
 def check(options: TrainOptions) -> None:
@@ -239,11 +240,15 @@ class _Training:
         ranks: Ranks,
         progress: Progress,
         begun: tuple[RetargetModel, RetargetModel, Objective],
+        workers: int,
     ) -> None:
         import numpy as np
 
+        from .feeding import drawers
+
         self.options, self.compute, self.run, self.ranks, self.progress = options, compute, run, ranks, progress
         self.tasks, self.support, self.query = tasks, support, query
+        self.drawers = drawers(compute.device, workers)
         self.model, self.untrained, self.objective = begun
         for module in (self.model, self.untrained, self.objective):
             module.to(compute.device)
@@ -268,30 +273,40 @@ class _Training:
         critics = {k: t for k, t in self.objective.state_dict().items() if k.startswith(weights.CRITICS)}
         return self.model.state_dict() | critics
 
-    def pairs(self, step: int) -> Batch:
-        """The batch of a pretraining step of this process: decided by seed, step and rank."""
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The batch of a pretraining step of a process, on the CPU: decided by seed, step and rank."""
+
+    tasks: Tasks
+    options: TrainOptions
+    rank: int
+
+    def __call__(self, step: int) -> Batch:
         import numpy as np
         import torch
 
         from ..models.base import beginning, stacked
-        from .run import on
 
-        rng = np.random.default_rng([self.options.seed, step, self.ranks.rank])
+        tasks, options, model = self.tasks, self.options, self.tasks.model
+        rng = np.random.default_rng([options.seed, step, self.rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        chosen = rng.integers(len(self.tasks), size=self.options.batch)
-        if self.model.Ahead is None:  # whole pictures cannot be continued to a common size
-            alike = [i for i, size in enumerate(self.tasks.sizes) if size == self.tasks.sizes[chosen[0]]]
+        chosen = rng.integers(len(tasks), size=options.batch)
+        if model.Ahead is None:  # whole pictures cannot be continued to a common size
+            alike = [i for i, size in enumerate(tasks.sizes) if size == tasks.sizes[chosen[0]]]
             chosen = np.array(alike)[chosen % len(alike)]
-        pairs = [self.model.varied(self.tasks.pair(int(i), rng), generator) for i in chosen]
-        return on(beginning(stacked(pairs), self.model.length(step / self.options.steps)), self.compute.device)
+        pairs = [model.varied(tasks.pair(int(i), rng), generator) for i in chosen]
+        batch: Batch = beginning(stacked(pairs), model.length(step / options.steps))
+        return batch
 
 
 class _Pretraining(_Training):
     """All frames of all persons (MetaPix §3: before meta-learning). Data-parallel."""
 
     def run_it(self) -> Trained:
+        from .feeding import fed
         from .fit import FitOptions, fit
-        from .run import Trained, measure
+        from .run import Trained, measure, on
 
         options, run = self.options, self.run
         figures: dict[str, float] = {}
@@ -302,11 +317,9 @@ class _Pretraining(_Training):
         self.going_on(first)
         every = max(1, min(200, options.steps // 20))
 
-        def batches() -> Iterator[Batch]:
-            step = first
-            while not self.ranks.agree(run.over, self.compute.device):
-                yield self.pairs(step)
-                step += 1
+        def batches(drawn: Iterator[Batch]) -> Iterator[Batch]:
+            while not self.ranks.agree(run.over, self.compute.device) and (batch := next(drawn, None)) is not None:
+                yield on(batch, self.compute.device)
             for state in last:
                 self.save(state)
 
@@ -327,10 +340,12 @@ class _Pretraining(_Training):
                 self.save(state)
 
         share = self.ranks.mean if self.ranks.world > 1 else None
-        done = fit(
-            self.model, self.objective, batches(), parameters=list(self.model.parameters()), compute=self.compute,
-            options=how, on_step=on_step, checkpoint=checkpoint, resume=kept, share=share,
-        )  # fmt: skip
+        draw = _Pairs(self.tasks, options, self.ranks.rank)
+        with fed(draw, range(first, options.steps), self.drawers) as drawn:
+            done = fit(
+                self.model, self.objective, batches(drawn), parameters=list(self.model.parameters()),
+                compute=self.compute, options=how, on_step=on_step, checkpoint=checkpoint, resume=kept, share=share,
+            )  # fmt: skip
         for note in done.notes:
             self.progress.warn(note)
         if done.notes and done.steps > first:
@@ -355,18 +370,33 @@ class _Reptile(_Training):
     """
 
     def run_it(self) -> Trained:
-        import torch
+        from .feeding import fed
 
-        from .run import Trained
-
-        options, run, world = self.options, self.run, self.ranks.world
+        options, world = self.options, self.ranks.world
         if options.tasks % world:
             raise UsageError(
                 f"{options.tasks} tasks per meta-iteration do not divide among {world} processes.",
                 f"Use --tasks {world}.",
             )
-        kept = run.resume()
-        step = int(kept["step"]) if kept else 0
+        kept = self.run.resume()
+        first = int(kept["step"]) if kept else 0
+        mine = options.tasks // world
+        numbers = (
+            self.which(step * options.tasks + self.ranks.rank * mine + n)
+            for step in range(first, options.steps)
+            for n in range(mine)
+        )
+        with fed(self.tasks.__getitem__, numbers, self.drawers) as drawn:
+            return self.learn(kept, drawn)
+
+    def learn(self, kept: Mapping[str, Any] | None, drawn: Iterator[list[Group]]) -> Trained:
+        """From a checkpoint on, or from the start; `drawn` are this process's tasks."""
+        import torch
+
+        from .run import Trained
+
+        options, run = self.options, self.run
+        step, mine = int(kept["step"]) if kept else 0, options.tasks // self.ranks.world
         meta = self.moving()
         if kept:
             for i, t in enumerate(meta):
@@ -381,12 +411,11 @@ class _Reptile(_Training):
             start = [t.detach().clone() for t in meta]
             moved = [torch.zeros_like(t) for t in meta]
             losses: list[float] = []
-            mine = options.tasks // world
             for n in range(mine):
                 for t, s in zip(meta, start, strict=True):
                     t.data.copy_(s)
                 number = step * options.tasks + self.ranks.rank * mine + n
-                losses.append(self.adapt(self.tasks, self.which(number), seed=number))
+                losses.append(self.adapt(next(drawn), seed=number))
                 for m, t, s in zip(moved, meta, start, strict=True):
                     m += (t.detach() - s) / mine
             self.ranks.mean(moved)
@@ -422,14 +451,14 @@ class _Reptile(_Training):
         turn, place = divmod(number, len(self.tasks))
         return int(np.random.default_rng([self.options.seed, turn]).permutation(len(self.tasks))[place])
 
-    def adapt(self, tasks: Tasks, number: int, seed: int) -> float:
+    def adapt(self, task: list[Group], seed: int) -> float:
         """T steps on one task, with what `personalize` runs; the mean loss."""
         from ..lessons import adapt
         from .fit import FitOptions
         from .run import on
 
         options = self.options
-        pairs = [[on(b, self.compute.device) for b in group] for group in tasks[number]]
+        pairs = [[on(b, self.compute.device) for b in group] for group in task]
         how = FitOptions(options.inner, options.rate, options.batch, seed=seed)
         losses: list[float] = []
         critics = [t.detach().clone() for t in self.objective.state_dict().values()] if options.freeze else []
@@ -443,7 +472,12 @@ class _Reptile(_Training):
                 t.data.copy_(before)
         return sum(losses) / len(losses)
 
-    def validate(self, persons: int = 6) -> dict[str, float]:
+    @cached_property
+    def known(self) -> list[tuple[list[Group], list[Batch]]]:
+        """Of some persons that are not trained on: a task, and pairs of other frames."""
+        return [(self.support[n], [group[0] for group in self.query[n]][:8]) for n in range(min(6, len(self.query)))]
+
+    def validate(self) -> dict[str, float]:
         """Figures on other frames of persons that are not trained on, before and after T steps on K frames."""
         import numpy as np
 
@@ -455,10 +489,9 @@ class _Reptile(_Training):
             *self.objective.state_dict(keep_vars=True).values(),
         ]
         start = [t.detach().clone() for t in everything]
-        for n in range(min(persons, len(self.query))):
-            pairs = [group[0] for group in self.query[n]][:8]
+        for n, (task, pairs) in enumerate(self.known):
             before = measure(self.model, pairs, self.compute)
-            self.adapt(self.support, n, seed=n)
+            self.adapt(task, seed=n)
             after = measure(self.model, pairs, self.compute)
             for t, s in zip(everything, start, strict=True):
                 t.data.copy_(s)

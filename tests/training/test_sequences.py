@@ -81,8 +81,8 @@ def test_a_single_pair_is_drawn_without_its_task(corpus, tmp_path, monkeypatch):
     pair = module._pair
     monkeypatch.setattr(module, "_pair", lambda *args: drawn.append(1) or pair(*args))
     known = []
-    encode = type(tasks._model).encode
-    monkeypatch.setattr(type(tasks._model), "encode", lambda self, r: known.append(1) or encode(self, r))
+    encode = type(tasks.model).encode
+    monkeypatch.setattr(type(tasks.model), "encode", lambda self, r: known.append(1) or encode(self, r))
     seen = set()
     for seed in range(20):
         drawn.clear()

@@ -614,13 +614,13 @@ def test_a_full_disk_is_told(corpus_folder, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_told(corpus_folder, tmp_path, monkeypatch):
-    pairs = module._Training.pairs
+    pairs = module._Pairs.__call__
 
     def poisoned(self: Any, step: int) -> Any:
         batch = pairs(self, step)
         return batch._replace(truth=batch.truth._replace(rgb=batch.truth.rgb * math.nan)) if step == 2 else batch
 
-    monkeypatch.setattr(module._Training, "pairs", poisoned)
+    monkeypatch.setattr(module._Pairs, "__call__", poisoned)
     listener = Listener()
     done = train(corpus_folder, tmp_path / "run", TINY, progress=listener)
     assert done.finished
