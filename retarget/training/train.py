@@ -9,12 +9,12 @@ Both run through the one optimiser loop, `fit`, resume exactly, and go parallel 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import weights
 from ..errors import UsageError
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from .tasks import Group, Tasks
 
 
+UNKNOWN: Final = 8
+"""The most other frames of a person that a meta-learned task is measured on."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train.
@@ -46,6 +50,8 @@ class TrainOptions:
     rate       Adam's learning rate (MetaPix §3: 0.0002); Reptile's inner one.
     frames     K, or several, of which each task draws one.
     inner      T, the inner steps of a task. Reptile only.
+    query      steps that follow on other frames of the person, drawn from the same K: if there are any, the weights
+               move where these lead alone, which is first-order MAML (Nichol et al. 2018, §2) in Reptile's place.
     epsilon    the meta learning rate of the first meta-iteration; it falls linearly to 0 (MetaPix §3: 1).
     tasks      tasks per meta-iteration, over all processes; the weights move by the mean.
     draws      tasks drawn of each person.
@@ -66,6 +72,7 @@ class TrainOptions:
     rate: float = 2e-4
     frames: tuple[int, ...] = (5,)
     inner: int = 20
+    query: int = 0
     epsilon: float = 1.0
     tasks: int = 1
     draws: int = 2
@@ -139,27 +146,33 @@ def train(
         kind = TaskOptions(options.stage, options.frames, side=options.side, seed=options.seed)
         place, model = Path(corpus) / "drawn", (options.model, dict(options.config))
         own = Tasks(packed, "train", model, kind, place, options.draws)
+        unknown = Tasks(packed, "train", model, replace(kind, stage="pretrain", targets=UNKNOWN), place, options.draws)
         # Of the same frames: one to adapt to, the other to be measured on.
         support, query = (
             Tasks(packed, "val", model, replace(kind, stage=stage, frames=(5,)), place)
             for stage in ("meta", "pretrain")
         )
         if ranks.rank == 0:
-            for tasks in (own, support, query):
+            for tasks in (own, support, query, *([unknown] if options.query else [])):
                 tasks.fill(progress, workers)
         ranks.wait()
         if ranks.rank != 0:
             progress = Silent()
+        draw: Callable[[int], Any] = (
+            _Pairs(own, options, ranks.rank)
+            if options.stage == "pretrain"
+            else _Turns(own, unknown if options.query else None, options.seed)
+        )
         work = _Pretraining if options.stage == "pretrain" else _Reptile
         with memory:
-            return work(options, compute, run, own, support, query, ranks, progress, begun, workers).run_it()
+            return work(options, compute, run, draw, support, query, ranks, progress, begun, workers).run_it()
 
 
 def check(options: TrainOptions) -> None:
     """Raises UsageError for an option that cannot be."""
     if options.stage not in ("pretrain", "meta", "parsing"):
         raise UsageError(f"There is no stage “{options.stage}”.", "Use pretrain, meta or parsing.")
-    for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("tasks", 1), ("draws", 1), ("side", 64)):
+    for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("query", 0), ("tasks", 1), ("draws", 1), ("side", 64)):
         if getattr(options, name) < low:
             raise UsageError(f"--{name} is {getattr(options, name)}.", f"Give {low} or more.")
     if not options.frames or min(options.frames) < 1:
@@ -234,7 +247,7 @@ class _Training:
         options: TrainOptions,
         compute: Compute,
         run: Run,
-        tasks: Tasks,
+        draw: Callable[[int], Any],
         support: Tasks,
         query: Tasks,
         ranks: Ranks,
@@ -247,7 +260,7 @@ class _Training:
         from .feeding import drawers
 
         self.options, self.compute, self.run, self.ranks, self.progress = options, compute, run, ranks, progress
-        self.tasks, self.support, self.query = tasks, support, query
+        self.draw, self.support, self.query = draw, support, query
         self.drawers = drawers(compute.device, workers)
         self.model, self.untrained, self.objective = begun
         for module in (self.model, self.untrained, self.objective):
@@ -300,6 +313,28 @@ class _Pairs:
         return batch
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """The task of a turn, on the CPU: all tasks in random order, again and again; and pairs of other frames."""
+
+    tasks: Tasks
+    unknown: Tasks | None
+    seed: int
+
+    def which(self, number: int) -> int:
+        import numpy as np
+
+        turn, place = divmod(number, len(self.tasks))
+        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.tasks))[place])
+
+    def __call__(self, number: int) -> tuple[list[Group], list[Group]]:
+        from ..models.base import beginning
+
+        chosen = self.which(number)
+        others = [] if self.unknown is None else self.unknown[chosen]
+        return self.tasks[chosen], [[beginning(pair, 1) for pair in group] for group in others]
+
+
 class _Pretraining(_Training):
     """All frames of all persons (MetaPix §3: before meta-learning). Data-parallel."""
 
@@ -340,8 +375,7 @@ class _Pretraining(_Training):
                 self.save(state)
 
         share = self.ranks.mean if self.ranks.world > 1 else None
-        draw = _Pairs(self.tasks, options, self.ranks.rank)
-        with fed(draw, range(first, options.steps), self.drawers) as drawn:
+        with fed(self.draw, range(first, options.steps), self.drawers) as drawn:
             done = fit(
                 self.model, self.objective, batches(drawn), parameters=list(self.model.parameters()),
                 compute=self.compute, options=how, on_step=on_step, checkpoint=checkpoint, resume=kept, share=share,
@@ -365,8 +399,9 @@ class _Pretraining(_Training):
 class _Reptile(_Training):
     """MetaPix, Algorithm 1: θ ← θ + ε (θ' - θ), θ' being where T steps on K frames of one person lead.
 
-    For generator and critics alike; ε falls linearly to 0. Task-parallel: each process has its own persons, the updates
-    are averaged.
+    Or first-order MAML (Nichol et al. 2018, §2): θ ← θ + ε (θ'' - θ'), θ'' being where steps on other frames lead from
+    there: what is asked for is not how well the K frames are learned, but what that is good for. For generator and
+    critics alike; ε falls linearly to 0. Task-parallel: each process has its own persons, the updates are averaged.
     """
 
     def run_it(self) -> Trained:
@@ -382,14 +417,14 @@ class _Reptile(_Training):
         first = int(kept["step"]) if kept else 0
         mine = options.tasks // world
         numbers = (
-            self.which(step * options.tasks + self.ranks.rank * mine + n)
+            step * options.tasks + self.ranks.rank * mine + n
             for step in range(first, options.steps)
             for n in range(mine)
         )
-        with fed(self.tasks.__getitem__, numbers, self.drawers) as drawn:
+        with fed(self.draw, numbers, self.drawers) as drawn:
             return self.learn(kept, drawn)
 
-    def learn(self, kept: Mapping[str, Any] | None, drawn: Iterator[list[Group]]) -> Trained:
+    def learn(self, kept: Mapping[str, Any] | None, drawn: Iterator[tuple[list[Group], list[Group]]]) -> Trained:
         """From a checkpoint on, or from the start; `drawn` are this process's tasks."""
         import torch
 
@@ -415,8 +450,13 @@ class _Reptile(_Training):
                 for t, s in zip(meta, start, strict=True):
                     t.data.copy_(s)
                 number = step * options.tasks + self.ranks.rank * mine + n
-                losses.append(self.adapt(next(drawn), seed=number))
-                for m, t, s in zip(moved, meta, start, strict=True):
+                known, unknown = next(drawn)
+                losses.append(self.adapt(known, options.inner, seed=number))
+                begin = start
+                if unknown:
+                    begin = [t.detach().clone() for t in meta]
+                    losses[-1] = self.adapt(unknown, options.query, seed=number)
+                for m, t, s in zip(moved, meta, begin, strict=True):
                     m += (t.detach() - s) / mine
             self.ranks.mean(moved)
             for t, s, m in zip(meta, start, moved, strict=True):
@@ -444,22 +484,15 @@ class _Reptile(_Training):
         critics = [t for key, t in judges.items() if not key.startswith(features)]
         return [*self.model.state_dict(keep_vars=True).values(), *critics]
 
-    def which(self, number: int) -> int:
-        """The task of a turn: all tasks in random order, again and again."""
-        import numpy as np
-
-        turn, place = divmod(number, len(self.tasks))
-        return int(np.random.default_rng([self.options.seed, turn]).permutation(len(self.tasks))[place])
-
-    def adapt(self, task: list[Group], seed: int) -> float:
-        """T steps on one task, with what `personalize` runs; the mean loss."""
+    def adapt(self, task: list[Group], steps: int, seed: int) -> float:
+        """Steps on one task, with what `personalize` runs; the mean loss."""
         from ..lessons import adapt
         from .fit import FitOptions
         from .run import on
 
         options = self.options
         pairs = [[on(b, self.compute.device) for b in group] for group in task]
-        how = FitOptions(options.inner, options.rate, options.batch, seed=seed)
+        how = FitOptions(steps, options.rate, options.batch, seed=seed)
         losses: list[float] = []
         critics = [t.detach().clone() for t in self.objective.state_dict().values()] if options.freeze else []
         done = adapt(
@@ -491,7 +524,7 @@ class _Reptile(_Training):
         start = [t.detach().clone() for t in everything]
         for n, (task, pairs) in enumerate(self.known):
             before = measure(self.model, pairs, self.compute)
-            self.adapt(task, seed=n)
+            self.adapt(task, self.options.inner, seed=n)
             after = measure(self.model, pairs, self.compute)
             for t, s in zip(everything, start, strict=True):
                 t.data.copy_(s)
