@@ -184,14 +184,6 @@ def frame_count(truth: Frame) -> int | None:
     return truth.rgb.shape[1] if truth.rgb.dim() == 5 else None
 
 
-def beginning(batch: Batch, count: int) -> Batch:
-    """The first `count` frames of a batch's sequences; a batch of single frames as it is."""
-    if frame_count(batch.truth) is None:
-        return batch
-    some = slice(count)
-    return batch._replace(condition=along(batch.condition, some), truth=along(batch.truth, some))
-
-
 def last(frame: Frame) -> Frame:
     """The last frames of sequences; single frames as they are."""
     return frame if frame_count(frame) is None else along(frame, -1)

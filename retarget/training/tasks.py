@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
@@ -26,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..device import Compute
+from ..device import Compute, no_memory
 from ..errors import InputError, StorageError
 from ..folders import replaced, sweep
 from ..lessons import Lessons
@@ -119,7 +120,13 @@ class Tasks:
         return [_chosen(*self._which(i), self.options)[2].size for i in range(len(self))]
 
     def __getitem__(self, number: int) -> list[Group]:
-        """The pairs of a task, from the folder if they are there. Raises InputError for a damaged clip."""
+        return self.groups(number)
+
+    def groups(self, number: int, length: int | None = None) -> list[Group]:
+        """The pairs of a task, from the folder if they are there; of sequences, the first `length` frames, or all.
+
+        Raises InputError for a damaged clip.
+        """
         path = self._path(number)
         if self._kept is not None and path.exists():
             with safe_open(path, "pt") as file:
@@ -127,17 +134,17 @@ class Tasks:
                     [_unpacked(file, f"{g}.{v}.", self._kept) for v in range(count)]
                     for g, count in enumerate(json.loads(file.metadata()["groups"]))
                 ]
-        groups = make(self.model, self.corpus, *self._which(number), self.options)
+        groups = make(self.model, self.corpus, *self._which(number), self.options, length)
         if self._kept is not None:
             _keep(path, groups)
         return groups
 
-    def pair(self, number: int, rng: np.random.Generator) -> Batch:
-        """A random pair of a task. Reads no more than it."""
+    def pair(self, number: int, rng: np.random.Generator, length: int | None = None) -> Batch:
+        """A random pair of a task, as `groups` would draw it. Reads no more than it."""
         path = self._path(number)
         if self._kept is None and self.options.stage == "pretrain":
             task = self._begun(number)
-            return task.pair(self.model, self.corpus, int(rng.integers(len(task.truths))))
+            return task.pair(self.model, self.corpus, int(rng.integers(len(task.truths))), length)
         if self._kept is None or not path.exists():
             groups = self[number]
             group = groups[int(rng.integers(len(groups)))]
@@ -166,6 +173,8 @@ class Tasks:
                 for job in as_completed(jobs):
                     job.result()
                     progress.advance()
+            except BrokenProcessPool as error:  # the system ends whoever takes too much memory
+                raise no_memory("drawing the tasks", "Use fewer --workers, or a smaller --side.") from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -195,14 +204,17 @@ def _drawn(path: Path) -> bool:
         return False
 
 
-def make(model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions) -> list[Group]:
-    """Draw one task of a person. On the CPU."""
+def make(
+    model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions,
+    length: int | None = None,
+) -> list[Group]:  # fmt: skip
+    """Draw one task of a person; of sequences, the first `length` frames, or all. On the CPU."""
     if options.stage == "meta":
         _, chosen, known = _known(corpus, clips, draw, options)
         gathered = corpus.clip(chosen.clip).gathered(known)
         return Lessons(model, arrays(gathered), gathered, options.side, _CPU, seed=draw, validate=False).pairs
     task = begun(model, corpus, clips, draw, options)
-    return [[task.pair(model, corpus, n)] for n in range(len(task.truths))]
+    return [[task.pair(model, corpus, n, length)] for n in range(len(task.truths))]
 
 
 @dataclass(frozen=True)
@@ -220,8 +232,8 @@ class Begun:
     truths: list[tuple[str, int]]
     unknown: Set[tuple[str, int]]
 
-    def pair(self, model: RetargetModel, corpus: Corpus, number: int) -> Batch:
-        """The pair, or the sequence, that begins at `truths[number]`."""
+    def pair(self, model: RetargetModel, corpus: Corpus, number: int, length: int | None = None) -> Batch:
+        """The pair, or the sequence of `length` frames, or of the model's, that begins at `truths[number]`."""
         name, start = self.truths[number]
         clip = corpus.clip(name)
         person = self.identity
@@ -230,7 +242,8 @@ class Begun:
         if model.sequence == 1:
             return _pair(model, clip, start, person)
         row = [
-            _pair(model, clip, i, person) for i in in_a_row(start, model.sequence, lambda i: (name, i) in self.unknown)
+            _pair(model, clip, i, person)
+            for i in in_a_row(start, length or model.sequence, lambda i: (name, i) in self.unknown)
         ]
         return row[0]._replace(condition=series([p.condition for p in row]), truth=series([p.truth for p in row]))
 

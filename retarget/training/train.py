@@ -299,7 +299,7 @@ class _Pairs:
         import numpy as np
         import torch
 
-        from ..models.base import beginning, stacked
+        from ..models.base import stacked
 
         tasks, options, model = self.tasks, self.options, self.tasks.model
         rng = np.random.default_rng([options.seed, step, self.rank])
@@ -308,8 +308,8 @@ class _Pairs:
         if model.Ahead is None:  # whole pictures cannot be continued to a common size
             alike = [i for i, size in enumerate(tasks.sizes) if size == tasks.sizes[chosen[0]]]
             chosen = np.array(alike)[chosen % len(alike)]
-        pairs = [model.varied(tasks.pair(int(i), rng), generator) for i in chosen]
-        batch: Batch = beginning(stacked(pairs), model.length(step / options.steps))
+        length = model.length(step / options.steps)
+        batch: Batch = stacked([model.varied(tasks.pair(int(i), rng, length), generator) for i in chosen])
         return batch
 
 
@@ -328,11 +328,8 @@ class _Turns:
         return int(np.random.default_rng([self.seed, turn]).permutation(len(self.tasks))[place])
 
     def __call__(self, number: int) -> tuple[list[Group], list[Group]]:
-        from ..models.base import beginning
-
         chosen = self.which(number)
-        others = [] if self.unknown is None else self.unknown[chosen]
-        return self.tasks[chosen], [[beginning(pair, 1) for pair in group] for group in others]
+        return self.tasks[chosen], [] if self.unknown is None else self.unknown.groups(chosen, 1)
 
 
 class _Pretraining(_Training):

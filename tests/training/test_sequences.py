@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retarget.models import base, build
-from retarget.models.base import beginning, frame_count
+from retarget.models.base import frame_count
 from retarget.models.few_shot_vid2vid import FewShotObjective
 from retarget.training import tasks as module
 from retarget.training.corpus import Corpus
@@ -155,4 +155,20 @@ def test_a_sequence_is_measured_by_its_last_frame(corpus):
     spoilt = batch.truth.rgb.clone()
     spoilt[:, -1] = 0
     assert measure(model, [batch._replace(truth=batch.truth._replace(rgb=spoilt))], Cpu()) != figures
-    assert measure(model, [beginning(batch, 2)], Cpu()) != figures
+    shorter = begun(model, corpus, corpus.persons("train")["anna"], 0, OPTIONS).pair(model, corpus, 0, 2)
+    assert measure(model, [shorter], Cpu()) != figures
+
+
+def test_the_beginning_of_a_sequence_is_drawn_alone(corpus, tmp_path, monkeypatch):
+    """As the whole begins, random numbers included."""
+    tasks = Tasks(corpus, "train", (NAME, SMALL), OPTIONS, tmp_path / "drawn")
+    whole, some = (tasks.pair(1, np.random.default_rng(5), length) for length in (None, 2))
+    drawn = []
+    pair = module._pair
+    monkeypatch.setattr(module, "_pair", lambda *args: drawn.append(1) or pair(*args))
+    groups = tasks.groups(1, 2)
+    assert [frame_count(p.truth) for (p,) in groups] == [2] * len(groups)
+    assert len(drawn) == 2 * len(groups)
+    assert frame_count(some.truth) == 2
+    assert torch.equal(some.truth.rgb, whole.truth.rgb[:, :2])
+    assert torch.equal(some.condition.maps, whole.condition.maps[:, :2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from retarget import device
-from retarget.errors import InputError, StorageError
+from retarget.errors import InputError, OutOfMemory, StorageError
 from retarget.lessons import Lessons
 from retarget.models import MODELS
 from retarget.models.base import Batch
@@ -23,6 +25,8 @@ from retarget.training.corpus import Clip, Corpus
 from retarget.training.prepare import PrepareOptions, prepare
 from retarget.training.tasks import TaskOptions, Tasks, make
 from retarget.types import Silent
+
+from .conftest import Inline
 
 SMALL: dict[str, Any] = {"density": 24, "width": 8, "depth": 2}
 PRETRAIN, META = (TaskOptions(stage, (3,), side=64) for stage in ("pretrain", "meta"))
@@ -368,3 +372,18 @@ def test_a_split_with_nobody_in_it(film, tmp_path):
     with pytest.raises(InputError, match="nobody in its split “val”") as e:
         Tasks(Corpus(tmp_path / "corpus"), "val", ("dance", SMALL), META, tmp_path / "drawn")
     assert e.value.remedy
+
+
+class Killed(Inline):
+    """A pool whose processes the system ends."""
+
+    def submit(self, function: Any, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool())
+        return future
+
+
+def test_a_process_ended_by_the_system_is_no_memory(tasks, monkeypatch):
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
+    with pytest.raises(OutOfMemory, match="drawing the tasks"):
+        tasks().fill(Silent())
