@@ -180,13 +180,13 @@ def fine_tune(
     from .training.fit import FitOptions
 
     progress.stage("Preparing pairs", None)
+    model.to(compute.device).eval()
     if side not in trials.lessons:
         trials.lessons[side] = Lessons(model, stored, gathered, side, compute, seed=options.seed)
     lessons = trials.lessons[side].of(model)
     networks = features(model)
     plain = model.objective(critics=False, **networks)
     objective = with_critics(model, options, networks) or plain
-    model.to(compute.device).eval()
     for one in (plain, objective):
         one.to(compute.device)
     tunable = list(model.tunable(lessons.identity))
