@@ -6,7 +6,8 @@ bone in the reference onto its bone in the driving pose. Beyond the paper, which
 * every part is taken from the best of the K references (or a cross-fade of two), chosen jointly over the body's tree so
   that neighbours prefer one picture (`choose`), by their poses, by how well they show each other (`blame`), and by what
   a net has learned of such choices (`models.choice`);
-* what a part hides behind another part in one reference is completed from the other references (`cut`);
+* what a part hides behind another part in one reference is completed from the other references (`cut`), a torso's cloth
+  after it has been laid over theirs (`registration`);
 * the parts are laid over each other by depth (`Layout.order`), not in a fixed order;
 * the head also follows the face mesh, a hand its joints, by a smooth residual field (`Layout.bend`).
 

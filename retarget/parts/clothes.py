@@ -13,6 +13,7 @@ from .geometry import RADII, Float, Skeleton, along
 
 THIGHS, SHINS = ([PART[f"{side}_{which}_leg"] for side in ("left", "right")] for which in ("upper", "lower"))
 ARMS = [PART[f"{side}_{which}_arm"] for side in ("left", "right") for which in ("upper", "lower")]
+HANDS = [PART["left_hand"], PART["right_hand"]]
 TOP, BARE = 0.25, (0.2, 0.8)
 """Which share of the upper leg is surely clothed, and which piece of the lower leg is bare if the leg is."""
 LIKENESS = 0.58
@@ -23,6 +24,11 @@ FEWEST = 50
 """Pixels of each, without which there is no telling."""
 MIDDLE, RIM = 0.6, 0.7
 """Radii from its bone up to which all is an arm's own, and from which on it may be what is behind it."""
+BESIDE = 2.2
+"""Radii from its bone within which the trunk does not look like an arm: there it is one."""
+EDGE = 0.012
+"""Metres at an arm's edge that show both it and what is behind it."""
+MIXED = 0.15
 SOFT = 0.012
 """Metres over which what colours say is averaged."""
 
@@ -79,17 +85,24 @@ def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.
     for k, frame in enumerate(frames):
         colours, radius = _numbered(frame), RADII * skeleton.scale[k]
         trunk = colours[(own[k, torso] > 0.8).numpy()]
-        for arm in ARMS:
+        for arm in (*ARMS, *HANDS):
             mine = own[k, arm].numpy()
             far = along(x, y, *skeleton.bones[k, arm, :, :2])[1] / radius[arm]
             like = _telling([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
             if like is None:
                 continue
             soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, SOFT * skeleton.scale[k]))
-            other = np.clip((far - RIM) / 0.2, 0, 1) * (1 - np.clip((soft - 0.25) / 0.3, 0, 1))
+            other = np.clip((far - RIM) / 0.2, 0, 1) * (1 - np.clip((soft - 0.25) / 0.3, 0, 1)) * (arm in ARMS)
             given = torch.from_numpy(np.asarray(mine * other, np.float32))
             own[k, arm] -= given
             own[k, torso] = torch.maximum(own[k, torso], given)
+            skin = np.clip((BESIDE - far) / 0.3, 0, 1) * np.clip((soft - 0.4) / 0.25, 0, 1)
+            taken = torch.from_numpy(np.asarray(own[k, torso].numpy() * skin, np.float32))
+            own[k, torso] -= taken
+            own[k, arm] = torch.maximum(own[k, arm], taken)
+            # Where both meet, a pixel has colours of both.
+            edge = cv2.dilate(own[k, arm].numpy(), np.ones((2 * round(EDGE * skeleton.scale[k]) + 1,) * 2, np.uint8))
+            own[k, torso] *= torch.from_numpy(np.asarray(1 - edge * np.clip((soft - MIXED) / 0.15, 0, 1), np.float32))
     return own
 
 

@@ -13,6 +13,7 @@ from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
 from .clothes import hanging
 from .geometry import FAR, FRONT, HIPS, JOINT, RADII, Float, Skeleton, affines, along, inverse, skeletons
+from .registration import registered, within
 
 NECK = 0.5
 """How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
@@ -364,29 +365,37 @@ def cut(
             hidden = (crop(mattes[i][None]) - alpha).clamp_min(0)
             hidden = hidden * crop(core[i, p][None, None])
             root = p if p < len(PARTS) else 1
-            order = sorted((j for j in range(k) if j != i), key=lambda j: -shown[j, root])
-            filled = torch.zeros_like(alpha)
-            for j in order:
-                if shown[j, root] < 0.3 or float(hidden.max()) < 0.05:
-                    continue
-                back = torch.from_numpy(inverse(moves[i, j, p])).float()
-                grid = _grid(back, x0, y0, bw, bh, w, h)
+            others = [j for j in sorted(range(k), key=lambda j: -shown[j, root]) if j != i and shown[j, root] >= 0.3]
+            backs = {j: inverse(moves[i, j, p]) for j in others}
+            if p == PART["torso"] and float(hidden.max()) > 0.5:
+                fits = {}
+                for j, back in backs.items():
+                    grid = _grid(torch.from_numpy(back).float(), x0, y0, bw, bh, w, h)
+                    picture, theirs = (
+                        F.grid_sample(x[None], grid, align_corners=False) for x in (frames[j], own[j, p][None])
+                    )
+                    fits[j] = registered(picture, theirs, colour, alpha)
+                backs |= {j: within(backs[j], fit, (x0, y0)) for j, fit in fits.items() if fit is not None}
+                others.sort(key=lambda j: fits[j] is None)
+            for j in others:
+                if float(hidden.max()) < 0.05:
+                    break
+                grid = _grid(torch.from_numpy(backs[j]).float(), x0, y0, bw, bh, w, h)
                 # Two samplings: putting the pictures together would copy them whole for each part.
                 theirs = F.grid_sample(own[j, p][None, None], grid, align_corners=False)
-                add = torch.minimum(theirs, hidden) * (1 - filled)
+                add = torch.minimum(theirs, hidden)
                 if not bool(add.any()):
                     continue
-                colour = colour * (1 - add) + F.grid_sample(frames[j][None], grid, align_corners=False) * add
-                solid = torch.maximum(solid * (1 - add), (add > 0.6).float())
-                alpha = torch.maximum(alpha, add)
-                filled = torch.maximum(filled, add)
-                hidden = hidden * (1 - add)
+                share = add / (alpha + add).clamp_min(1e-3)
+                colour = colour * (1 - share) + F.grid_sample(frames[j][None], grid, align_corners=False) * share
+                alpha, hidden = alpha + add, hidden - add
+                solid = (alpha > 0.6).float()
             inside = torch.minimum(crop(core[i, p][None, None]), hidden)
             if float(solid.sum()) > 8:
                 if p == PART["head"]:  # colours that are continued make no face
                     inside = torch.zeros_like(inside)
                 colour = torch.where(solid > 0, colour, _extend(colour, solid))
-                alpha = torch.maximum(alpha, inside)
+                alpha = alpha + inside
             alpha[..., :2, :] = alpha[..., -2:, :] = 0
             alpha[..., :2] = alpha[..., -2:] = 0
             sheet[i] = torch.cat([colour, alpha], 1)[0]

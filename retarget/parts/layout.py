@@ -236,23 +236,28 @@ def sample(cutouts: Cutouts, piece: Piece, x: torch.Tensor, y: torch.Tensor, zoo
     texture = cutouts.textures[piece.part]
     h, w = (n * cutouts.shrink for n in texture.shape[2:])
     origin, back = cutouts.origins[piece.part, piece.ref], piece.back
-    u = (back[0, 0] / zoom) * x + (back[0, 1] / zoom) * y + float(back[0, 2] - origin[0])
-    v = (back[1, 0] / zoom) * x + (back[1, 1] / zoom) * y + float(back[1, 2] - origin[1])
-    grid = torch.stack([u * (2 / w) - 1, v * (2 / h) - 1], -1)[None]
+    grid = _grid(x, y, back[:, :2] / zoom, back[:, 2] - origin, (w, h))
     gate: torch.Tensor | float = 1.0
     if piece.bend is not None:
-        bend = torch.from_numpy(piece.bend).to(grid)[None] * grid.new_tensor([2 / w, 2 / h, 1])[:, None, None]
+        bend = torch.from_numpy(piece.bend * np.array([2 / w, 2 / h, 1])[:, None, None]).to(grid)[None]
         px0, py0, px1, py1 = piece.box
-        at_x = (x / zoom - px0) * (2 / (px1 - px0)) - 1
-        at_y = (y / zoom - py0) * (2 / (py1 - py0)) - 1
-        at = torch.stack(torch.broadcast_tensors(at_x, at_y), -1)[None]
+        at = _grid(x, y, np.eye(2) / zoom, -np.array([px0, py0]), (px1 - px0, py1 - py0))
         bent = F.grid_sample(bend, at, mode="bilinear", padding_mode="border", align_corners=False)
         grid = grid + bent[:, :2].permute(0, 2, 3, 1)
         gate = bent[0, 2:]
     out = F.grid_sample(
         texture[piece.ref][None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )[0]
-    return torch.cat([out[:3] * out[3:], out[3:]]) * (gate * piece.weight)
+    alpha = out[3:] * (gate * piece.weight)
+    return torch.cat([out[:3] * alpha, alpha])
+
+
+def _grid(x: torch.Tensor, y: torch.Tensor, linear: Float, shift: Float, size: tuple[int, int]) -> torch.Tensor:
+    """Where `linear` (2, 2) and `shift` (2) move pixels x, y to, as `F.grid_sample` wants it of a picture of `size`
+    (width, height): (1, h, w, 2). All that is constant is worked out before, for the pictures are large."""
+    (a, b), (c, d) = (linear * (2 / np.array(size))[:, None]).tolist()
+    e, f = (shift * 2 / np.array(size) - 1).tolist()
+    return torch.stack([a * x + (b * y + e), c * x + (d * y + f)], -1)[None]
 
 
 def contact(pose: Skeleton, size: tuple[int, int], zoom: float, like: torch.Tensor) -> torch.Tensor:
