@@ -221,7 +221,7 @@ class Dance(RetargetModel):
         cut = [parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()) for k in range(len(rgb))]
         own, core = (torch.from_numpy(np.stack([c[i] for c in cut])) for i in (0, 1))
         alone = np.stack([c[2] for c in cut])
-        own = parts.freed(rgb, own, skeleton)
+        own, core = parts.freed(rgb, own, core, skeleton)
         full = parts.cut(rgb, own, core, matte, alone, skeleton)
         # Half the resolution tells as much as all of it.
         full = replace(full, blame=parts.blame(full.halved(), rgb, own)).with_mirrored(track)

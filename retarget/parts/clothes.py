@@ -22,15 +22,16 @@ BINS = (8, 24, 24)
 """Of lightness, and of the two other channels of CIELAB: light changes the first the most."""
 FEWEST = 50
 """Pixels of each, without which there is no telling."""
-MIDDLE, RIM = 0.6, 0.7
+MIDDLE, RIM = 0.6, 0.5
 """Radii from its bone up to which all is an arm's own, and from which on it may be what is behind it."""
 BESIDE = 2.2
 """Radii from its bone within which the trunk does not look like an arm: there it is one."""
 EDGE = 0.012
 """Metres at an arm's edge that show both it and what is behind it."""
 MIXED = 0.15
-SOFT = 0.012
-"""Metres over which what colours say is averaged."""
+"""How much the trunk may look like an arm there."""
+SOFT, FINE = 0.012, 0.006
+"""Metres over which what colours say is averaged: at hems, and at arms."""
 
 
 def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleton: Skeleton) -> torch.Tensor:
@@ -71,19 +72,23 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
     return torch.from_numpy(hangs)
 
 
-def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.Tensor:
-    """`own` (K, P, H, W) where the rim of each arm that looks like the trunk, not like the arm, is the trunk's again.
+def freed(
+    frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleton: Skeleton
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arms and hands before a trunk of other colours, cut apart by these: `own` and `core`, (K, P, H, W) each.
 
-    An arm before the trunk is cut out generously, for the sake of wide sleeves. A bare one, or one in a sleeve of other
-    colours, would bring a rim of shirt along when it is raised.
+    An arm is cut out generously, for the sake of wide sleeves: a bare one would bring a rim of shirt along when it is
+    raised. That rim is the trunk's. Where an arm is wider than was thought, it would leave a rim of skin on the shirt:
+    that is the arm's; and where both meet, pixels have colours of both, and are nobody's of the trunk.
 
     Args: as of `hanging`.
     """
-    own, torso = own.clone(), PART["torso"]
+    own, core, torso = own.clone(), core.clone(), PART["torso"]
     _, _, h, w = frames.shape
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
     for k, frame in enumerate(frames):
         colours, radius = _numbered(frame), RADII * skeleton.scale[k]
+        around = np.ones((2 * round(EDGE * skeleton.scale[k]) + 1,) * 2, np.uint8)
         trunk = colours[(own[k, torso] > 0.8).numpy()]
         for arm in (*ARMS, *HANDS):
             mine = own[k, arm].numpy()
@@ -91,19 +96,21 @@ def freed(frames: torch.Tensor, own: torch.Tensor, skeleton: Skeleton) -> torch.
             like = _telling([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
             if like is None:
                 continue
-            soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, SOFT * skeleton.scale[k]))
-            other = np.clip((far - RIM) / 0.2, 0, 1) * (1 - np.clip((soft - 0.25) / 0.3, 0, 1)) * (arm in ARMS)
+            soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, FINE * skeleton.scale[k]))
+            rim = np.clip((far - RIM) / 0.2, 0, 1) if arm in ARMS else 1 - cv2.erode(mine, around)
+            other = rim * (1 - np.clip((soft - 0.25) / 0.3, 0, 1))
             given = torch.from_numpy(np.asarray(mine * other, np.float32))
             own[k, arm] -= given
+            core[k, arm] *= 1 - torch.from_numpy(np.asarray(other, np.float32))
             own[k, torso] = torch.maximum(own[k, torso], given)
             skin = np.clip((BESIDE - far) / 0.3, 0, 1) * np.clip((soft - 0.4) / 0.25, 0, 1)
             taken = torch.from_numpy(np.asarray(own[k, torso].numpy() * skin, np.float32))
             own[k, torso] -= taken
             own[k, arm] = torch.maximum(own[k, arm], taken)
             # Where both meet, a pixel has colours of both.
-            edge = cv2.dilate(own[k, arm].numpy(), np.ones((2 * round(EDGE * skeleton.scale[k]) + 1,) * 2, np.uint8))
+            edge = cv2.dilate(own[k, arm].numpy(), around)
             own[k, torso] *= torch.from_numpy(np.asarray(1 - edge * np.clip((soft - MIXED) / 0.15, 0, 1), np.float32))
-    return own
+    return own, core
 
 
 def _telling(one: list[npt.NDArray[np.intp]], other: list[npt.NDArray[np.intp]]) -> Array | None:

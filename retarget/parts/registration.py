@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..types import Array
@@ -15,8 +18,8 @@ FEWEST = 200
 """Pixels, at that height, that both have to show."""
 REACH = 0.08
 """How far cloth is shifted at most, as a share of what both show of the torso's height."""
-GAIN = 0.92
-"""The largest share of the difference that may be left."""
+GAIN, SURE = 0.92, 0.8
+"""The largest share of the difference that may be left, unless they correlate as well as that."""
 STEPS, CLOSE = 40, 1e-4
 """Of the search: its most steps, and the gain in correlation that is none any more."""
 
@@ -33,7 +36,7 @@ def registered(picture: torch.Tensor, theirs: torch.Tensor, target: torch.Tensor
 
     Returns:
         (2, 3), from places in the target to those in the picture, in pixels from the left upper corner; None where it
-        is not clear, or nothing gained.
+        is not clear.
     """
     fine = min(1.0, SIDE / picture.shape[2])
     there, here, both = (
@@ -46,19 +49,20 @@ def registered(picture: torch.Tensor, theirs: torch.Tensor, target: torch.Tensor
     until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, STEPS, CLOSE)
     try:
         start = np.eye(2, 3, dtype=np.float32)
-        found = np.asarray(cv2.findTransformECC(here, there, start, cv2.MOTION_AFFINE, until, common, 5)[1], np.float64)
+        alike, found = cv2.findTransformECC(here, there, start, cv2.MOTION_AFFINE, until, common, 5)
     except cv2.error:  # nothing to hold on to, or nothing found
         return None
+    found = np.asarray(found, np.float64)
     ys, xs = np.nonzero(common)
     far = np.linalg.norm((found - np.eye(2, 3)) @ np.stack([xs, ys, np.ones(len(xs))]), axis=0)
     if not far.max() <= REACH * np.ptp(ys):
         return None
 
-    def apart(way: Float) -> float:
+    def apart(way: npt.NDArray[Any]) -> float:
         moved = cv2.warpAffine(there, way, here.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         return float(np.abs(moved - here)[common > 0].mean())
 
-    if apart(found) > GAIN * apart(np.eye(2, 3)):
+    if alike < SURE and apart(found) > GAIN * apart(np.eye(2, 3)):
         return None
     # OpenCV counts from the middle of the first pixel.
     linear = found[:, :2]

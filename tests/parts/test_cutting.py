@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -223,3 +224,24 @@ def test_a_head_is_rather_taken_from_where_no_hand_is_at_it(puppet):
     assert made.shown[1, torso] > 0.5 * clean.shown[1, torso]
     layout, _ = lay_out(made, made.skeleton.take([1]))
     assert [piece.ref for layer in layout for piece in layer if piece.part == head] == [0]
+
+
+def test_where_soft_edges_meet_nothing_shows_through(puppet):
+    """Half a pixel of the torso's own and half of what an arm hides of it make a whole one."""
+    bodies = [puppet.body(**CROSSED), puppet.body((20, 20), (20, 20))]
+    skeleton = skeletons(puppet.track(*bodies))
+    mattes = [puppet.matte(b) for b in bodies]
+    owned = [part_mattes(skeleton.take([k]), m) for k, m in enumerate(mattes)]
+    own, core = (torch.from_numpy(np.stack([o[i] for o in owned])) for i in (0, 1))
+    torso = PART["torso"]
+    for k in range(2):  # as a matte ends, over some pixels
+        own[k] = torch.from_numpy(np.stack([cv2.GaussianBlur(x, (0, 0), 1.5) for x in own[k].numpy()]))
+    frames = torch.from_numpy(np.stack([puppet.cloth(k) for k in range(2)])).permute(0, 3, 1, 2).float() / 255
+    alone = np.stack([o[2] for o in owned])
+    made = cut(frames, own, core, torch.from_numpy(np.stack(mattes))[:, None], alone, skeleton)
+    middle = skeleton.bones[0, torso, :, :2].mean(0) - made.origins[torso, 0]
+    x, y = middle.round().astype(int)
+    alpha = made.textures[torso][0, 3, y - 8 : y + 8, x - 6 : x + 6]
+    assert (own[0, torso] < 0.6).numpy()[int(middle[1] + made.origins[torso, 0, 1])].any()
+    assert alpha.min() > 0.9
+    assert alpha.max() <= 1 + 1e-5
