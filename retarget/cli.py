@@ -411,9 +411,6 @@ def train(
     rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = _T.rate,
     frames: Annotated[str, typer.Option("--frames", "-k", help="K of each task; several: one is drawn.")] = "5",
     inner: Annotated[int, typer.Option("--inner", "-t", help="Steps of each task (T); meta only.")] = _T.inner,
-    query: Annotated[
-        int, typer.Option(help="Steps on other frames after these, towards which it moves: MAML; meta only.")
-    ] = _T.query,
     epsilon: Annotated[float, typer.Option(help="First meta learning rate; it falls to 0.")] = _T.epsilon,
     tasks: Annotated[int, typer.Option(help="Tasks per meta-iteration, over all processes.")] = _T.tasks,
     draws: Annotated[int, typer.Option(help="Tasks drawn of each person.")] = _T.draws,
@@ -442,13 +439,15 @@ def train(
         sizes = configuration(model, preset) | sizes
     options = TrainOptions(
         stage, model, sizes, None if init is None else str(init), steps, minutes, batch, rate,
-        arguments.counts("--frames", frames), inner, query, epsilon, tasks, draws, critic, freeze, side, seed, device,
+        arguments.counts("--frames", frames), inner, epsilon, tasks, draws, critic, freeze, side, seed, device,
         precision,
     )  # fmt: skip
     console = _console(ctx, goes_on=True)
     speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
     with forecast.announced(
-        lambda: forecast.train(corpus, out, options, choose(device, precision)) if speaks else None, console, yes=yes
+        lambda: forecast.train(corpus, out, options, choose(device, precision), workers) if speaks else None,
+        console,
+        yes=yes,
     ) as progress:
         done = train(corpus, out, options, restart=restart, progress=progress, workers=workers)
     if not speaks:

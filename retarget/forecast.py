@@ -210,19 +210,23 @@ def prepare(clips: Sequence[Path], out: Path, options: PrepareOptions) -> Need |
     )
 
 
-def train(corpus: Path, out: Path, options: TrainOptions, compute: Compute) -> Need | None:
+def train(corpus: Path, out: Path, options: TrainOptions, compute: Compute, workers: int = 0) -> Need | None:
     """Of `retarget train pretrain|meta`; None for what has no forecast. Memory: batches of 4 and 16 at 256 pixels: 0.8
-    and 1.0 GB. Disk: a run's folder, 9 MB, twice while it is replaced, and the drawn tasks, 2.6 MB each."""
+    and 1.0 GB; a process that draws sequences of whole people 2.1 GB, one that reads what was drawn 0.6. Disk: a run's
+    folder, 9 MB, twice while it is replaced, and the drawn tasks, 2.6 MB each."""
     if options.stage not in ("pretrain", "meta"):
         return None
+    from .models import MODELS
     from .training.corpus import Corpus
+    from .training.feeding import drawers
 
     clips = len(Corpus(corpus).entries)
+    kept = options.model in MODELS and MODELS[options.model]().Ahead is not None
     units = options.batch * (options.tasks * options.inner if options.stage == "meta" else 1)
     return Need(
         "train",
         {options.stage: (options.steps, units)},
-        0.8e9 + 15e6 * options.batch,
+        0.8e9 + 15e6 * options.batch + (0.6e9 if kept else 2.1e9) * drawers(compute.device, workers),
         50e6 + 2.6e6 * clips * max(1, options.draws),
         out.absolute(),
         machine(compute, options.model),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from retarget import device, folders, forecast
 from retarget.avatar import Avatar, AvatarMeta, save_avatar
@@ -201,6 +202,16 @@ def test_the_others(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     assert pretrain is not None
     assert meta is not None
+    # Beside a GPU processes draw, and remember more of what is not kept on the disk.
+    monkeypatch.setattr(forecast, "machine", lambda *_: "a GPU")
+    gpu = device.Compute(torch.device("cuda"), torch.float32)
+    fed, fuller = (
+        forecast.train(tmp_path, tmp_path / "run", TrainOptions("pretrain", model, batch=4), gpu, workers=3)
+        for model in ("dance", "few-shot-vid2vid")
+    )
+    assert fed is not None
+    assert fuller is not None
+    assert pretrain.memory + 1e9 < fed.memory < fuller.memory - 3e9
     assert (pretrain.stages, meta.stages) == ({"pretrain": (10, 4)}, {"meta": (10, 60)})
 
     small = forecast.evaluate([clip], EvaluateOptions(frames=3, steps=5), CPU)

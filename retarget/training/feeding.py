@@ -18,6 +18,8 @@ import torch
 from ..device import no_memory
 from .prepare import alone
 
+MOST: Final = 4
+"""How many processes draw unless more are asked for: each may remember pictures for two gigabytes."""
 AHEAD: Final = 2
 """How many results per process are drawn before they are asked for."""
 Result = TypeVar("Result")
@@ -25,7 +27,7 @@ Result = TypeVar("Result")
 
 def drawers(device: torch.device, workers: int) -> int:
     """How many processes draw beside this one: none where the network needs the processor itself."""
-    return 0 if device.type == "cpu" else workers or os.cpu_count() or 1
+    return 0 if device.type == "cpu" else workers or min(MOST, os.cpu_count() or 1)
 
 
 @contextmanager

@@ -120,13 +120,7 @@ class Tasks:
         return [_chosen(*self._which(i), self.options)[2].size for i in range(len(self))]
 
     def __getitem__(self, number: int) -> list[Group]:
-        return self.groups(number)
-
-    def groups(self, number: int, length: int | None = None) -> list[Group]:
-        """The pairs of a task, from the folder if they are there; of sequences, the first `length` frames, or all.
-
-        Raises InputError for a damaged clip.
-        """
+        """The pairs of a task, from the folder if they are there. Raises InputError for a damaged clip."""
         path = self._path(number)
         if self._kept is not None and path.exists():
             with safe_open(path, "pt") as file:
@@ -134,13 +128,13 @@ class Tasks:
                     [_unpacked(file, f"{g}.{v}.", self._kept) for v in range(count)]
                     for g, count in enumerate(json.loads(file.metadata()["groups"]))
                 ]
-        groups = make(self.model, self.corpus, *self._which(number), self.options, length)
+        groups = make(self.model, self.corpus, *self._which(number), self.options)
         if self._kept is not None:
             _keep(path, groups)
         return groups
 
     def pair(self, number: int, rng: np.random.Generator, length: int | None = None) -> Batch:
-        """A random pair of a task, as `groups` would draw it. Reads no more than it."""
+        """A random pair of a task; of a sequence, the first `length` frames, or all. Reads no more than it."""
         path = self._path(number)
         if self._kept is None and self.options.stage == "pretrain":
             task = self._begun(number)
@@ -204,17 +198,14 @@ def _drawn(path: Path) -> bool:
         return False
 
 
-def make(
-    model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions,
-    length: int | None = None,
-) -> list[Group]:  # fmt: skip
-    """Draw one task of a person; of sequences, the first `length` frames, or all. On the CPU."""
+def make(model: RetargetModel, corpus: Corpus, clips: Sequence[Entry], draw: int, options: TaskOptions) -> list[Group]:
+    """Draw one task of a person. On the CPU."""
     if options.stage == "meta":
         _, chosen, known = _known(corpus, clips, draw, options)
         gathered = corpus.clip(chosen.clip).gathered(known)
         return Lessons(model, arrays(gathered), gathered, options.side, _CPU, seed=draw, validate=False).pairs
     task = begun(model, corpus, clips, draw, options)
-    return [[task.pair(model, corpus, n, length)] for n in range(len(task.truths))]
+    return [[task.pair(model, corpus, n)] for n in range(len(task.truths))]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import weights
 from ..errors import UsageError
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from .tasks import Group, Tasks
 
 
-UNKNOWN: Final = 8
-"""The most other frames of a person that a meta-learned task is measured on."""
-
-
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train.
@@ -50,8 +46,6 @@ class TrainOptions:
     rate       Adam's learning rate (MetaPix §3: 0.0002); Reptile's inner one.
     frames     K, or several, of which each task draws one.
     inner      T, the inner steps of a task. Reptile only.
-    query      steps that follow on other frames of the person, drawn from the same K: if there are any, the weights
-               move where these lead alone, which is first-order MAML (Nichol et al. 2018, §2) in Reptile's place.
     epsilon    the meta learning rate of the first meta-iteration; it falls linearly to 0 (MetaPix §3: 1).
     tasks      tasks per meta-iteration, over all processes; the weights move by the mean.
     draws      tasks drawn of each person.
@@ -72,7 +66,6 @@ class TrainOptions:
     rate: float = 2e-4
     frames: tuple[int, ...] = (5,)
     inner: int = 20
-    query: int = 0
     epsilon: float = 1.0
     tasks: int = 1
     draws: int = 2
@@ -101,7 +94,8 @@ def train(
         options: how.
         restart: forget what `out` holds.
         progress: is told what happens.
-        workers: processes that draw the tasks, and where a GPU computes, what is learned from, too; 0: one per core.
+        workers: processes that draw the tasks, and where a GPU computes, what is learned from, too; 0: one per core,
+            and at most `feeding.MOST` beside a GPU.
 
     Raises:
         InputError: no corpus, or nobody in it; a file of weights that does not exist.
@@ -146,22 +140,19 @@ def train(
         kind = TaskOptions(options.stage, options.frames, side=options.side, seed=options.seed)
         place, model = Path(corpus) / "drawn", (options.model, dict(options.config))
         own = Tasks(packed, "train", model, kind, place, options.draws)
-        unknown = Tasks(packed, "train", model, replace(kind, stage="pretrain", targets=UNKNOWN), place, options.draws)
         # Of the same frames: one to adapt to, the other to be measured on.
         support, query = (
             Tasks(packed, "val", model, replace(kind, stage=stage, frames=(5,)), place)
             for stage in ("meta", "pretrain")
         )
         if ranks.rank == 0:
-            for tasks in (own, support, query, *([unknown] if options.query else [])):
+            for tasks in (own, support, query):
                 tasks.fill(progress, workers)
         ranks.wait()
         if ranks.rank != 0:
             progress = Silent()
         draw: Callable[[int], Any] = (
-            _Pairs(own, options, ranks.rank)
-            if options.stage == "pretrain"
-            else _Turns(own, unknown if options.query else None, options.seed)
+            _Pairs(own, options, ranks.rank) if options.stage == "pretrain" else _Turns(own, options.seed)
         )
         work = _Pretraining if options.stage == "pretrain" else _Reptile
         with memory:
@@ -172,7 +163,7 @@ def check(options: TrainOptions) -> None:
     """Raises UsageError for an option that cannot be."""
     if options.stage not in ("pretrain", "meta", "parsing"):
         raise UsageError(f"There is no stage “{options.stage}”.", "Use pretrain, meta or parsing.")
-    for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("query", 0), ("tasks", 1), ("draws", 1), ("side", 64)):
+    for name, low in (("steps", 1), ("batch", 1), ("inner", 1), ("tasks", 1), ("draws", 1), ("side", 64)):
         if getattr(options, name) < low:
             raise UsageError(f"--{name} is {getattr(options, name)}.", f"Give {low} or more.")
     if not options.frames or min(options.frames) < 1:
@@ -315,10 +306,9 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Turns:
-    """The task of a turn, on the CPU: all tasks in random order, again and again; and pairs of other frames."""
+    """The task of a turn, on the CPU: all tasks in random order, again and again."""
 
     tasks: Tasks
-    unknown: Tasks | None
     seed: int
 
     def which(self, number: int) -> int:
@@ -327,9 +317,8 @@ class _Turns:
         turn, place = divmod(number, len(self.tasks))
         return int(np.random.default_rng([self.seed, turn]).permutation(len(self.tasks))[place])
 
-    def __call__(self, number: int) -> tuple[list[Group], list[Group]]:
-        chosen = self.which(number)
-        return self.tasks[chosen], [] if self.unknown is None else self.unknown.groups(chosen, 1)
+    def __call__(self, number: int) -> list[Group]:
+        return self.tasks[self.which(number)]
 
 
 class _Pretraining(_Training):
@@ -396,9 +385,8 @@ class _Pretraining(_Training):
 class _Reptile(_Training):
     """MetaPix, Algorithm 1: θ ← θ + ε (θ' - θ), θ' being where T steps on K frames of one person lead.
 
-    Or first-order MAML (Nichol et al. 2018, §2): θ ← θ + ε (θ'' - θ'), θ'' being where steps on other frames lead from
-    there: what is asked for is not how well the K frames are learned, but what that is good for. For generator and
-    critics alike; ε falls linearly to 0. Task-parallel: each process has its own persons, the updates are averaged.
+    For generator and critics alike; ε falls linearly to 0. Task-parallel: each process has its own persons, the updates
+    are averaged.
     """
 
     def run_it(self) -> Trained:
@@ -421,7 +409,7 @@ class _Reptile(_Training):
         with fed(self.draw, numbers, self.drawers) as drawn:
             return self.learn(kept, drawn)
 
-    def learn(self, kept: Mapping[str, Any] | None, drawn: Iterator[tuple[list[Group], list[Group]]]) -> Trained:
+    def learn(self, kept: Mapping[str, Any] | None, drawn: Iterator[list[Group]]) -> Trained:
         """From a checkpoint on, or from the start; `drawn` are this process's tasks."""
         import torch
 
@@ -447,13 +435,8 @@ class _Reptile(_Training):
                 for t, s in zip(meta, start, strict=True):
                     t.data.copy_(s)
                 number = step * options.tasks + self.ranks.rank * mine + n
-                known, unknown = next(drawn)
-                losses.append(self.adapt(known, options.inner, seed=number))
-                begin = start
-                if unknown:
-                    begin = [t.detach().clone() for t in meta]
-                    losses[-1] = self.adapt(unknown, options.query, seed=number)
-                for m, t, s in zip(moved, meta, begin, strict=True):
+                losses.append(self.adapt(next(drawn), seed=number))
+                for m, t, s in zip(moved, meta, start, strict=True):
                     m += (t.detach() - s) / mine
             self.ranks.mean(moved)
             for t, s, m in zip(meta, start, moved, strict=True):
@@ -481,15 +464,15 @@ class _Reptile(_Training):
         critics = [t for key, t in judges.items() if not key.startswith(features)]
         return [*self.model.state_dict(keep_vars=True).values(), *critics]
 
-    def adapt(self, task: list[Group], steps: int, seed: int) -> float:
-        """Steps on one task, with what `personalize` runs; the mean loss."""
+    def adapt(self, task: list[Group], seed: int) -> float:
+        """T steps on one task, with what `personalize` runs; the mean loss."""
         from ..lessons import adapt
         from .fit import FitOptions
         from .run import on
 
         options = self.options
         pairs = [[on(b, self.compute.device) for b in group] for group in task]
-        how = FitOptions(steps, options.rate, options.batch, seed=seed)
+        how = FitOptions(options.inner, options.rate, options.batch, seed=seed)
         losses: list[float] = []
         critics = [t.detach().clone() for t in self.objective.state_dict().values()] if options.freeze else []
         done = adapt(
@@ -521,7 +504,7 @@ class _Reptile(_Training):
         start = [t.detach().clone() for t in everything]
         for n, (task, pairs) in enumerate(self.known):
             before = measure(self.model, pairs, self.compute)
-            self.adapt(task, self.options.inner, seed=n)
+            self.adapt(task, seed=n)
             after = measure(self.model, pairs, self.compute)
             for t, s in zip(everything, start, strict=True):
                 t.data.copy_(s)

@@ -72,7 +72,8 @@ def test_a_process_ended_by_the_system_is_no_memory() -> None:
 def test_only_a_gpu_is_fed() -> None:
     assert drawers(torch.device("cpu"), 3) == 0
     assert drawers(torch.device("cuda"), 3) == 3
-    assert drawers(torch.device("cuda"), 0) == os.cpu_count()
+    assert drawers(torch.device("cuda"), 9) == 9
+    assert drawers(torch.device("cuda"), 0) == min(feeding.MOST, os.cpu_count() or 1)
 
 
 @pytest.mark.usefixtures("at_once")

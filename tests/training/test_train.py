@@ -26,7 +26,7 @@ from retarget.training.corpus import Corpus
 from retarget.training.fit import FitOptions
 from retarget.training.prepare import PrepareOptions, prepare
 from retarget.training.run import Run, Trained
-from retarget.training.tasks import TaskOptions, Tasks, _known, begun
+from retarget.training.tasks import TaskOptions, Tasks
 from retarget.training.train import TrainOptions, check, load, train
 from retarget.types import Silent
 
@@ -497,38 +497,6 @@ def test_a_part_of_a_step_leads_a_part_of_the_way(corpus_folder, tmp_path, tasks
         torch.testing.assert_close(state[f"meta.{i}"], s + 0.25 * (mean - s), atol=1e-6, rtol=1e-5)
 
 
-def test_with_other_frames_it_moves_where_these_lead_alone(corpus_folder, tmp_path, monkeypatch):
-    """θ + ε (θ'' - θ'), see `_Reptile`."""
-    monkeypatch.setattr(module._Turns, "which", lambda self, number: 1)
-    options = replace(META, steps=1, inner=2, query=3, epsilon=0.5)
-    train(corpus_folder, tmp_path / "run", options)
-    model, objective = start(options)
-    here = [t.clone() for t in model.state_dict().values()]
-    kind = TaskOptions("meta", options.frames, side=options.side, seed=options.seed)
-    others = replace(kind, stage="pretrain", targets=module.UNKNOWN)
-    ways = []
-    for what, steps in ((kind, options.inner), (others, options.query)):
-        tasks = Tasks(Corpus(corpus_folder), "train", ("dance", SMALL), what, corpus_folder / "drawn")
-        how = FitOptions(steps, options.rate, options.batch, seed=0)
-        compute = device.choose("cpu", "fp32")
-        adapt(model, objective, tasks[1], how, compute, parameters=list(model.parameters()))
-        ways.append([t.detach().clone() for t in model.state_dict().values()])
-    state = checkpoint(tmp_path / "run")
-    for i, (s, known, unknown) in enumerate(zip(here, *ways, strict=True)):
-        torch.testing.assert_close(state[f"meta.{i}"], s + 0.5 * (unknown - known), atol=1e-6, rtol=1e-5)
-    assert any(not torch.equal(*pair) for pair in zip(*ways, strict=True))
-
-
-def test_the_other_frames_are_of_the_same_person_and_not_among_the_k(corpus_folder):
-    corpus = Corpus(corpus_folder)
-    kind = TaskOptions("meta", (3,), side=64)
-    for person, clips in corpus.persons("train").items():
-        _, chosen, known = _known(corpus, clips, 0, kind)
-        others = begun(build("dance", SMALL), corpus, clips, 0, replace(kind, stage="pretrain"))
-        assert others.clip == chosen.clip
-        assert not {(chosen.clip, i) for i in known} & set(others.truths), person
-
-
 def test_epsilon_falls_linearly(corpus_folder, tmp_path):
     train(corpus_folder, tmp_path / "run", replace(META, steps=5, inner=1, epsilon=0.5))
     assert [line["epsilon"] for line in log(tmp_path / "run")] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
@@ -560,7 +528,7 @@ def test_frozen_critics_judge_and_learn_within_a_task(corpus_folder, tmp_path, m
 
 
 def test_every_task_has_its_turn():
-    which = module._Turns(range(7), None, seed=4).which  # type: ignore[arg-type]
+    which = module._Turns(range(7), seed=4).which  # type: ignore[arg-type]
     turns = [[which(7 * turn + n) for n in range(7)] for turn in range(5)]
     assert all(sorted(t) == list(range(7)) for t in turns)
     assert len({tuple(t) for t in turns}) > 1
@@ -587,7 +555,6 @@ def test_validation_changes_nothing_and_is_on_other_people(corpus_folder, tmp_pa
     ("change", "message"),
     [
         ({"steps": 0}, "--steps is 0"), ({"batch": 0}, "--batch is 0"), ({"inner": 0}, "--inner is 0"),
-        ({"query": -1}, "--query is -1"),
         ({"tasks": 0}, "--tasks is 0"), ({"draws": 0}, "--draws is 0"), ({"side": 32}, "--side is 32"),
         ({"frames": ()}, "must be 1 or more"), ({"frames": (5, 0)}, "must be 1 or more"),
         ({"rate": 0.0}, "between 0 and 1"), ({"rate": 1.0}, "between 0 and 1"), ({"rate": math.nan}, "between 0 and 1"),
