@@ -249,3 +249,21 @@ def test_few_references_can_be_fine_tuned_with(me, known, count):
     avatar = public(me, steps=1, device="cpu")
     assert avatar.meta.frames == count
     assert avatar.meta.quality["fg_psnr"] >= avatar.meta.quality["fg_psnr_before"] - 0.02  # trust goes by the loss
+
+
+def test_the_network_is_where_its_pictures_are_before_it_encodes_any(me, known, monkeypatch):
+    """Some encode the references by convolutions."""
+    known(2)
+    moved: list[Any] = []
+    to = Dance.to
+    monkeypatch.setattr(Dance, "to", lambda self, *args, **how: moved.append(args) or to(self, *args, **how))
+    encode = Dance.encode
+
+    def encoded(self: Dance, references: Any) -> Any:
+        assert (torch.device("cpu"),) in moved
+        assert not self.training  # as it will draw
+        return encode(self, references)
+
+    monkeypatch.setattr(Dance, "encode", encoded)
+    public(me, steps=1, device="cpu")
+    assert moved
