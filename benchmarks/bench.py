@@ -228,6 +228,8 @@ def systems(table: Table, device: str) -> None:
     times = 20 if at.type == "cuda" else 5
     table.add("models, size `small`, 192x256", compute.describe())
     for name in MODELS:
+        if at.type == "cuda":  # what was there before is not this model's
+            torch.cuda.reset_peak_memory_stats()
         frame = benchmark_frame(name, size, device)
         table.add(f"  {name}: parameters", frame.parameters / 1e6, "million")
         table.add(f"  {name}: one frame", 1e3 * frame.seconds, "ms")
