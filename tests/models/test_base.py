@@ -16,7 +16,6 @@ from retarget.models.base import (
     Objective,
     RetargetModel,
     along,
-    beginning,
     frame_count,
     last,
     rollout,
@@ -174,12 +173,7 @@ def test_sequences_have_a_time_axis():
     assert torch.equal(last(truth).rgb, items[2].truth.rgb)
     assert torch.equal(last(truth).matte, items[2].truth.matte)
     assert last(items[0].truth) is items[0].truth
-    whole = Batch(conditions, items[0].identity, None, truth)
-    shorter = beginning(whole, 2)
-    assert shorter.condition.maps.shape[1] == frame_count(shorter.truth) == 2
-    assert shorter.identity is whole.identity
-    assert frame_count(beginning(whole, 1).truth) == 1
-    assert beginning(items[0], 1) is items[0]
+    assert along(conditions, slice(2)).maps.shape[1] == frame_count(along(truth, slice(2))) == 2
     assert series([None, None]) is None
 
 

@@ -124,15 +124,15 @@ def ran(corpus_folder: Path, ready: Path) -> Path:
     module.train(corpus, out / "again", META, restart=True)
 
     # What is not finite for one process is discarded by all.
-    pairs = module._Training.pairs
+    pairs = module._Pairs.__call__
     def poisoned(self, step):
         batch = pairs(self, step)
         if step == 2 and rank == 1:
             batch = batch._replace(truth=batch.truth._replace(rgb=batch.truth.rgb * float("nan")))
         return batch
-    module._Training.pairs = poisoned
+    module._Pairs.__call__ = poisoned
     module.train(corpus, out / "poisoned", PRETRAIN)
-    module._Training.pairs = pairs
+    module._Pairs.__call__ = pairs
 
     # What cannot be.
     try:

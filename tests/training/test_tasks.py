@@ -296,7 +296,7 @@ def test_a_model_that_draws_nothing_ahead_is_asked_each_time(corpus, tmp_path, m
     pair = made.pair(0, np.random.default_rng(0))
     assert pair.identity is not None
     assert pair.truth.rgb.shape == (1, 3, 80, 64)
-    frame, _ = made._model.eval()(pair.condition, pair.identity, None)
+    frame, _ = made.model.eval()(pair.condition, pair.identity, None)
     assert frame.rgb.shape == pair.truth.rgb.shape
     assert len(made[1]) == 3
     assert not (tmp_path / "drawn").exists()
