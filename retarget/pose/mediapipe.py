@@ -38,15 +38,16 @@ Window = tuple[int, int, int, int]
 """Left, top, width, height of a crop, in pixels; may reach beyond the picture."""
 
 _CHATTER = re.compile(
-    rb"^(INFO: Created TensorFlow|WARNING: All log messages before absl|[IWE]\d{4} [\d:. ]+ *\d+ \S+\.cc:\d+\])"
+    rb"(INFO: Created TensorFlow|WARNING: All log messages before absl|[IWE]\d{4} [\d:. ]+ *\d+ \S+\.cc:\d+\])[^\n]*\n?"
 )
+"""To the end of its line, wherever it begins: another thread may have been within a line of its own."""
 
 
 class _Quiet:
     """Context manager, usable from several threads: keeps the chatter of mediapipe's C++ code off the screen.
 
-    It offers no switch for it, so stderr (the descriptor) goes to a file meanwhile. On leaving, every line in it that
-    is not the chatter known here is written to the real stderr: nothing else is lost, only late.
+    It offers no switch for it, so stderr (the descriptor) goes to a file meanwhile. On leaving, all of it but
+    the chatter known here is written to the real stderr: nothing else is lost, only late.
     """
 
     def __init__(self) -> None:
@@ -80,9 +81,8 @@ class _Quiet:
                 sys.stderr.flush()
             os.dup2(real, 2)
             file.seek(0)
-            for line in file:
-                if not _CHATTER.match(line):
-                    os.write(2, line)
+            if kept := _CHATTER.sub(b"", file.read()):
+                os.write(2, kept)
 
         os.dup2(file.fileno(), 2)
         self._stack.callback(restore)

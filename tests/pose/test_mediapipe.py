@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,7 +191,7 @@ from retarget.types import Silent
 frames = [cv2.VideoCapture({str(example_dance)!r}).read()[1][..., ::-1].copy()] * 3
 def talk():
     for i in range(40):
-        print("line", i, file=sys.stderr, flush=True)
+        sys.stderr.write(f"line {{i}}\\n")
         time.sleep(0.02)
 thread = threading.Thread(target=talk); thread.start()
 MediapipeEstimator(workers=2).track(frames, fps=Fraction(25), progress=Silent())
@@ -200,6 +201,19 @@ thread.join()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert sorted(run.stderr.splitlines()) == sorted(f"line {i}" for i in range(40))
     assert run.stdout == ""
+
+
+def test_its_chatter_is_taken_out_of_a_line_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    with module._quiet:
+        for text in (
+            b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n",
+            b"half a",  # the other half comes after what mediapipe says
+            b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n",
+            b" line\nW0000 00:00:1764.12 77 inference_feedback_manager.cc:114] Feedback manager requires\n",
+            b"INFO: ours\nno end",
+        ):
+            os.write(2, text)
+    assert capfd.readouterr().err == "half a line\nINFO: ours\nno end"
 
 
 # ----------------------------------------------------------------------------------------------------------- fake graph
