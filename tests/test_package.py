@@ -73,6 +73,7 @@ def test_other_pythons_get_a_sentence(version: tuple[int, int, int]) -> None:
 RANK = {
     **dict.fromkeys(("errors", "skeleton", "types"), 0),
     **dict.fromkeys(("heatmaps", "parts", "folders", "console", "plots", "inpainting"), 1),
+    "cores": 0,
     **dict.fromkeys(("models", "pose", "video", "motion", "background", "weights", "device", "avatar", "metrics"), 2),
     **dict.fromkeys(("faces", "labels"), 2),
     "checkpoint": 2,
@@ -169,7 +170,7 @@ def test_no_module_needs_itself() -> None:
 
 
 def test_models_need_torch_and_numpy_only() -> None:
-    allowed = {"models", "heatmaps", "parts", "errors", "skeleton", "types"}
+    allowed = {"models", "cores", "heatmaps", "parts", "errors", "skeleton", "types"}
     for name, tree in modules():
         if name.split(".")[0] == "models":
             assert {other.split(".")[0] for other in inner_imports(name, tree)} <= allowed, name

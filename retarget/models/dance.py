@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import parts
+from ..cores import side_by_side
 from ..heatmaps import POSE_CHANNELS, pose_maps, stack_poses
 from ..skeleton import MIRROR_PART
 from ..types import PoseTrack
@@ -218,7 +219,7 @@ class Dance(RetargetModel):
         matte = references.matte[item].float().cpu()
         track = to_track(references.poses, item)
         skeleton = parts.skeletons(track)
-        cut = [parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()) for k in range(len(rgb))]
+        cut = side_by_side(lambda k: parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()), range(len(rgb)))
         own, core = (torch.from_numpy(np.stack([c[i] for c in cut])) for i in (0, 1))
         alone = np.stack([c[2] for c in cut])
         own, core = parts.freed(rgb, own, core, skeleton)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..cores import side_by_side
 from ..skeleton import PART
 from ..types import Array
 from .geometry import RADII, Float, Skeleton, along
@@ -47,7 +48,7 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
     """
     count, _, h, w = frames.shape
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
-    colours = [_numbered(f) for f in frames]
+    colours = side_by_side(_numbered, frames)
     down = {(k, p): along(x, y, *skeleton.bones[k, p, :, :2])[0] for k in range(count) for p in (*THIGHS, *SHINS)}
     cloth = _telling(
         [c[(own[k, p] > 0.8).numpy() & (down[k, p] < TOP)] for k, c in enumerate(colours) for p in THIGHS],
@@ -86,8 +87,9 @@ def freed(
     own, core, torso = own.clone(), core.clone(), PART["torso"]
     _, _, h, w = frames.shape
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
-    for k, frame in enumerate(frames):
-        colours, radius = _numbered(frame), RADII * skeleton.scale[k]
+
+    def free(k: int) -> None:
+        colours, radius = _numbered(frames[k]), RADII * skeleton.scale[k]
         around = np.ones((2 * round(EDGE * skeleton.scale[k]) + 1,) * 2, np.uint8)
         trunk = colours[(own[k, torso] > 0.8).numpy()]
         for arm in (*ARMS, *HANDS):
@@ -110,6 +112,8 @@ def freed(
             # Where both meet, a pixel has colours of both.
             edge = cv2.dilate(own[k, arm].numpy(), around)
             own[k, torso] *= torch.from_numpy(np.asarray(1 - edge * np.clip((soft - MIXED) / 0.15, 0, 1), np.float32))
+
+    side_by_side(free, range(len(frames)))
     return own, core
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ..cores import side_by_side
 from ..skeleton import MIRROR, MIRROR_PART, PARENT, PART, PARTS
 from ..types import Array, PoseTrack
 from .clothes import hanging
@@ -331,76 +333,92 @@ def cut(
     limbs = np.array([0.0 if p in ("head", "torso") else 0.35 for p in PARTS])
     shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
     shown[:, PART["head"]] *= 1 - TOUCHED * _touched(skeleton)
-    textures, origins = [], np.zeros((len(PARTS) + 1, k, 2))
     hangs = hanging(frames, own, core, skeleton)
     own = torch.cat([own, hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
     core = torch.cat([core, hangs * core[:, HIPS].amax(1, keepdim=True)], 1)
     moves = np.concatenate([moves, moves[:, :, 1:2]], 2)
-    for p in range(len(PARTS) + 1):
-        boxes = []
-        for i in range(k):
-            there = np.maximum(own[i, p].numpy(), core[i, p].numpy() * mattes[i, 0].numpy()) > 0.02
-            ys, xs = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-            boxes.append((int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(ys) else None)
-        real = [b for b in boxes if b]
-        bw = max([b[2] - b[0] for b in real], default=1) + 8
-        bh = max([b[3] - b[1] for b in real], default=1) + 8
-        sheet = torch.zeros(k, 4, bh, bw)
-        for i in range(k):
-            box = boxes[i]
-            if box is None:
+
+    corners, sizes = zip(
+        *side_by_side(
+            lambda p: _framed((torch.maximum(own[:, p], core[:, p] * mattes[:, 0]) > 0.02).numpy()),
+            range(len(PARTS) + 1),
+        ),
+        strict=True,
+    )
+    textures = tuple(torch.zeros(k, 4, *size) for size in sizes)
+    origins = np.nan_to_num(np.stack(corners))
+
+    def complete(job: tuple[int, int]) -> None:
+        p, i = job
+        (x0, y0), (bh, bw) = origins[p, i].astype(int).tolist(), sizes[p]
+
+        def crop(picture: torch.Tensor) -> torch.Tensor:
+            left, top = max(0, -x0), max(0, -y0)
+            right, bottom = max(0, x0 + bw - w), max(0, y0 + bh - h)
+            inner = picture[..., max(0, y0) : y0 + bh - bottom, max(0, x0) : x0 + bw - right]
+            return F.pad(inner, (left, right, top, bottom))
+
+        alpha = crop(own[i, p][None, None])
+        colour = crop(frames[i][None])
+        solid = (alpha > 0.6).float()
+        hidden = (crop(mattes[i][None]) - alpha).clamp_min(0)
+        hidden = hidden * crop(core[i, p][None, None])
+        root = p if p < len(PARTS) else 1
+        others = [j for j in sorted(range(k), key=lambda j: -shown[j, root]) if j != i and shown[j, root] >= 0.3]
+        backs = {j: inverse(moves[i, j, p]) for j in others}
+        if p == PART["torso"] and float(hidden.max()) > 0.5:
+            fits = {}
+            for j, back in backs.items():
+                grid = _grid(torch.from_numpy(back).float(), x0, y0, bw, bh, w, h)
+                picture, theirs = (
+                    F.grid_sample(x[None], grid, align_corners=False) for x in (frames[j], own[j, p][None])
+                )
+                fits[j] = registered(picture, theirs, colour, alpha)
+            backs |= {j: within(backs[j], fit, (x0, y0)) for j, fit in fits.items() if fit is not None}
+            others.sort(key=lambda j: fits[j] is None)
+        for j in others:
+            if float(hidden.max()) < 0.05:
+                break
+            grid = _grid(torch.from_numpy(backs[j]).float(), x0, y0, bw, bh, w, h)
+            # Two samplings: putting the pictures together would copy them whole for each part.
+            theirs = F.grid_sample(own[j, p][None, None], grid, align_corners=False)
+            add = torch.minimum(theirs, hidden)
+            if not bool(add.any()):
                 continue
-            x0, y0 = box[0] - (bw - (box[2] - box[0])) // 2, box[1] - (bh - (box[3] - box[1])) // 2
-            origins[p, i] = x0, y0
-
-            def crop(picture: torch.Tensor, x0: int = x0, y0: int = y0, bw: int = bw, bh: int = bh) -> torch.Tensor:
-                left, top = max(0, -x0), max(0, -y0)
-                right, bottom = max(0, x0 + bw - w), max(0, y0 + bh - h)
-                inner = picture[..., max(0, y0) : y0 + bh - bottom, max(0, x0) : x0 + bw - right]
-                return F.pad(inner, (left, right, top, bottom))
-
-            alpha = crop(own[i, p][None, None])
-            colour = crop(frames[i][None])
+            share = add / (alpha + add).clamp_min(1e-3)
+            colour = colour * (1 - share) + F.grid_sample(frames[j][None], grid, align_corners=False) * share
+            alpha, hidden = alpha + add, hidden - add
             solid = (alpha > 0.6).float()
-            hidden = (crop(mattes[i][None]) - alpha).clamp_min(0)
-            hidden = hidden * crop(core[i, p][None, None])
-            root = p if p < len(PARTS) else 1
-            others = [j for j in sorted(range(k), key=lambda j: -shown[j, root]) if j != i and shown[j, root] >= 0.3]
-            backs = {j: inverse(moves[i, j, p]) for j in others}
-            if p == PART["torso"] and float(hidden.max()) > 0.5:
-                fits = {}
-                for j, back in backs.items():
-                    grid = _grid(torch.from_numpy(back).float(), x0, y0, bw, bh, w, h)
-                    picture, theirs = (
-                        F.grid_sample(x[None], grid, align_corners=False) for x in (frames[j], own[j, p][None])
-                    )
-                    fits[j] = registered(picture, theirs, colour, alpha)
-                backs |= {j: within(backs[j], fit, (x0, y0)) for j, fit in fits.items() if fit is not None}
-                others.sort(key=lambda j: fits[j] is None)
-            for j in others:
-                if float(hidden.max()) < 0.05:
-                    break
-                grid = _grid(torch.from_numpy(backs[j]).float(), x0, y0, bw, bh, w, h)
-                # Two samplings: putting the pictures together would copy them whole for each part.
-                theirs = F.grid_sample(own[j, p][None, None], grid, align_corners=False)
-                add = torch.minimum(theirs, hidden)
-                if not bool(add.any()):
-                    continue
-                share = add / (alpha + add).clamp_min(1e-3)
-                colour = colour * (1 - share) + F.grid_sample(frames[j][None], grid, align_corners=False) * share
-                alpha, hidden = alpha + add, hidden - add
-                solid = (alpha > 0.6).float()
-            inside = torch.minimum(crop(core[i, p][None, None]), hidden)
-            if float(solid.sum()) > 8:
-                if p == PART["head"]:  # colours that are continued make no face
-                    inside = torch.zeros_like(inside)
-                colour = torch.where(solid > 0, colour, _extend(colour, solid))
-                alpha = alpha + inside
-            alpha[..., :2, :] = alpha[..., -2:, :] = 0
-            alpha[..., :2] = alpha[..., -2:] = 0
-            sheet[i] = torch.cat([colour, alpha], 1)[0]
-        textures.append(sheet)
-    return Cutouts(tuple(textures), origins, 1, skeleton, shown, np.zeros(k), np.zeros((len(PARTS), k)))
+        inside = torch.minimum(crop(core[i, p][None, None]), hidden)
+        if float(solid.sum()) > 8:
+            if p == PART["head"]:  # colours that are continued make no face
+                inside = torch.zeros_like(inside)
+            colour = torch.where(solid > 0, colour, _extend(colour, solid))
+            alpha = alpha + inside
+        alpha[..., :2, :] = alpha[..., -2:, :] = 0
+        alpha[..., :2] = alpha[..., -2:] = 0
+        textures[p][i] = torch.cat([colour, alpha], 1)[0]
+
+    side_by_side(
+        complete, [(p, i) for p in range(len(PARTS) + 1) for i in range(k) if np.isfinite(corners[p][i]).all()]
+    )
+    return Cutouts(textures, origins, 1, skeleton, shown, np.zeros(k), np.zeros((len(PARTS), k)))
+
+
+def _framed(there: npt.NDArray[np.bool_]) -> tuple[Float, tuple[int, int]]:
+    """Equal boxes around a part in each reference: top left corners (K, 2), NaN where it is not, and the size (h, w).
+
+    Args:
+        there: (K, H, W) where it is.
+    """
+    corners = np.full((len(there), 2, 2), np.nan)
+    for found, one in zip(corners, there, strict=True):
+        ys, xs = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+        if len(ys):
+            found[:] = (xs[0], ys[0]), (xs[-1] + 1, ys[-1] + 1)
+    sizes = np.nan_to_num(corners[:, 1] - corners[:, 0], nan=1).astype(int)
+    w, h = (int(n) + 8 for n in sizes.max(0))
+    return corners[:, 0] - ((w, h) - sizes) // 2, (h, w)
 
 
 def _grid(back: torch.Tensor, x0: int, y0: int, bw: int, bh: int, w: int, h: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..cores import side_by_side
 from ..skeleton import PART, PARTS
 from .choosing import cost
 from .cutting import Cutouts
@@ -58,11 +59,14 @@ def _errors(cutouts: Cutouts, frames: torch.Tensor, own: torch.Tensor) -> tuple[
     count = len(frames)
     found = np.full((len(PARTS), count, count), np.nan)
     different = np.full_like(found, np.nan)
-    for onto in range(count):
+
+    def compare(onto: int) -> None:
         pose = cutouts.skeleton.take([onto])
         different[:, :, onto] = cost(cutouts, pose)
         found[:, :, onto] = errors(cutouts, pose, frames[onto], own[onto], BLAMED)[0]
         found[:, onto, onto] = np.nan
+
+    side_by_side(compare, range(count))
     return found, different
 
 
