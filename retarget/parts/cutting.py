@@ -16,6 +16,7 @@ from ..types import Array, PoseTrack
 from .clothes import hanging
 from .geometry import FAR, FRONT, HIPS, JOINT, RADII, Float, Skeleton, affines, along, inverse, skeletons
 from .registration import registered, within
+from .thickness import slender
 
 NECK = 0.5
 """How far the torso brings the head's surroundings along, a share of the joint: to the chin. A mouth on the torso would
@@ -334,8 +335,8 @@ def cut(
     shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
     shown[:, PART["head"]] *= 1 - TOUCHED * _touched(skeleton)
     hangs = hanging(frames, own, core, skeleton)
-    own = torch.cat([own, hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1)], 1)
-    core = torch.cat([core, hangs * core[:, HIPS].amax(1, keepdim=True)], 1)
+    skirt = hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1), hangs * core[:, HIPS].amax(1, keepdim=True)
+    own, core = (torch.cat(both, 1) for both in zip(slender(own, core, mattes, skeleton), skirt, strict=True))
     moves = np.concatenate([moves, moves[:, :, 1:2]], 2)
 
     corners, sizes = zip(
