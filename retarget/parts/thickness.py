@@ -74,10 +74,18 @@ def slender(
 
 
 def _typical(borders: list[Float]) -> Float:
-    """Metres from the bone to the border at each of `PLACES`, (PLACES,); infinite where nothing is known."""
-    found = np.concatenate(borders)
-    known = np.isfinite(found).sum(0) >= FEWEST
-    return np.where(known, np.nanmedian(np.where(known, found, 1), 0), np.inf)
+    """Half the thickness of a limb at each of `PLACES`, (PLACES,) metres; infinite where nothing is known.
+
+    Args:
+        borders: (2, PLACES) of each limb and picture. Single ones count where both are seen too rarely: a limb need not
+            lie around its bone.
+    """
+    both = np.stack([b.mean(0) for b in borders])
+    half = np.full(PLACES, np.inf)
+    for found in (np.concatenate(borders), both):
+        known = np.isfinite(found).sum(0) >= FEWEST
+        half[known] = np.nanmedian(found[:, known], 0)
+    return half
 
 
 def _limits(borders: Float, half: Float) -> Float:

@@ -41,7 +41,7 @@ from .prepare import alone
 Stage = Literal["pretrain", "meta"]
 Group = list[Batch]
 """One truth, drawn once or several times."""
-SCHEMA: Final = 11
+SCHEMA: Final = 12
 """Part of the folder's name: to be raised when what is drawn changes, in `parts` or `RetargetModel.ahead`."""
 
 
