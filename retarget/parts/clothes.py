@@ -1,4 +1,4 @@
-"""What colours tell of who owns a pixel: bare legs and what hangs over them, arms and the trunk behind them."""
+"""What colours tell of who owns a pixel: bare legs and what hangs over them, head, arms and the trunk behind them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .geometry import RADII, Float, Skeleton, along
 
 THIGHS, SHINS = ([PART[f"{side}_{which}_leg"] for side in ("left", "right")] for which in ("upper", "lower"))
 ARMS = [PART[f"{side}_{which}_arm"] for side in ("left", "right") for which in ("upper", "lower")]
+UPPER_ARMS = ARMS[::2]
+HEAD = PART["head"]
 HANDS = [PART["left_hand"], PART["right_hand"]]
 TOP, BARE = 0.25, (0.2, 0.8)
 """Which share of the upper leg is surely clothed, and which piece of the lower leg is bare if the leg is."""
@@ -27,10 +29,14 @@ MIDDLE, RIM = 0.6, 0.5
 """Radii from its bone up to which all is an arm's own, and from which on it may be what is behind it."""
 BESIDE = 2.2
 """Radii from its bone within which the trunk does not look like an arm: there it is one."""
+SHOULDER = 0.5
+"""Share of an upper arm, from which on its edge may show both it and what is behind it: nearer they are joined."""
+CHIN = 0.2
+"""Share of the head's bone below which a head may be clothed."""
 EDGE = 0.012
-"""Metres at an arm's edge that show both it and what is behind it."""
+"""Metres at the edge of an arm, or of a head, that show both it and what is behind it."""
 MIXED = 0.15
-"""How much the trunk may look like an arm there."""
+"""How much either may look like the other there."""
 SOFT, FINE = 0.012, 0.006
 """Metres over which what colours say is averaged: at hems, and at arms."""
 
@@ -62,7 +68,7 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
     if cloth is None:
         return torch.from_numpy(hangs)
     for k, keep in enumerate(hangs[:, 0]):
-        soft = np.asarray(cv2.GaussianBlur(cloth[colours[k]], (0, 0), max(1.0, SOFT * skeleton.scale[k])), np.float32)
+        soft = _soft(cloth[colours[k]], SOFT * skeleton.scale[k])
         for thigh in THIGHS:
             hem = _hem(soft, down[k, thigh], own[k, thigh].numpy() > 0.8)
             stays = np.where(down[k, thigh] < TOP, 1, np.clip((soft - 0.35) / 0.3, 0, 1))
@@ -76,11 +82,12 @@ def hanging(frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleto
 def freed(
     frames: torch.Tensor, own: torch.Tensor, core: torch.Tensor, skeleton: Skeleton
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arms and hands before a trunk of other colours, cut apart by these: `own` and `core`, (K, P, H, W) each.
+    """Head, arms and hands before a trunk of other colours, cut apart by these: `own` and `core`, (K, P, H, W) each.
 
-    An arm is cut out generously, for the sake of wide sleeves: a bare one would bring a rim of shirt along when it is
-    raised. That rim is the trunk's. Where an arm is wider than was thought, it would leave a rim of skin on the shirt:
-    that is the arm's; and where both meet, pixels have colours of both, and are nobody's of the trunk.
+    They are cut out generously, for the sake of hair and wide sleeves: a bare arm would bring a rim of shirt along when
+    it is raised, a head its collar and shoulders when it is bent. That is the trunk's. Where an arm is wider than was
+    thought, it would leave a rim of skin on the shirt: that is the arm's. Where both meet, pixels have colours of both,
+    and are nobody's.
 
     Args: as of `hanging`.
     """
@@ -89,32 +96,53 @@ def freed(
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
 
     def free(k: int) -> None:
-        colours, radius = _numbered(frames[k]), RADII * skeleton.scale[k]
-        around = np.ones((2 * round(EDGE * skeleton.scale[k]) + 1,) * 2, np.uint8)
+        colours, scale = _numbered(frames[k]), skeleton.scale[k]
+        around = np.ones((2 * round(EDGE * scale) + 1,) * 2, np.uint8)
         trunk = colours[(own[k, torso] > 0.8).numpy()]
-        for arm in (*ARMS, *HANDS):
-            mine = own[k, arm].numpy()
-            far = along(x, y, *skeleton.bones[k, arm, :, :2])[1] / radius[arm]
-            like = _telling([colours[(mine > 0.8) & (far < MIDDLE)]], [trunk])
-            if like is None:
-                continue
-            soft = cv2.GaussianBlur(like[colours], (0, 0), max(1.0, FINE * skeleton.scale[k]))
-            rim = np.clip((far - RIM) / 0.2, 0, 1) if arm in ARMS else 1 - cv2.erode(mine, around)
+
+        def likeness(pixels: npt.NDArray[np.bool_]) -> Array | None:
+            like = _telling([colours[pixels]], [trunk])
+            return None if like is None else _soft(like[colours], FINE * scale)
+
+        def give(part: int, soft: Array, rim: Array, edge: Array) -> None:
+            """The rim of a part that does not look like it to the trunk, and its edge there to nobody."""
+            mine = own[k, part].numpy()
             other = rim * (1 - np.clip((soft - 0.25) / 0.3, 0, 1))
-            given = torch.from_numpy(np.asarray(mine * other, np.float32))
-            own[k, arm] -= given
-            core[k, arm] *= 1 - torch.from_numpy(np.asarray(other, np.float32))
-            own[k, torso] = torch.maximum(own[k, torso], given)
+            given = np.asarray(mine * other, np.float32)
+            mixed = cv2.dilate(given, around) * edge * np.clip((1 - MIXED - soft) / 0.15, 0, 1)
+            own[k, torso] = torch.maximum(own[k, torso], torch.from_numpy(given))
+            own[k, part] = torch.from_numpy(np.asarray((mine - given) * (1 - mixed), np.float32))
+            core[k, part] *= torch.from_numpy(np.asarray(1 - other, np.float32))
+
+        for arm in (*ARMS, *HANDS):
+            down, far = along(x, y, *skeleton.bones[k, arm, :, :2])
+            far = far / (RADII[arm] * scale)
+            mine = own[k, arm].numpy()
+            soft = likeness((mine > 0.8) & (far < MIDDLE))
+            if soft is None:
+                continue
+            rim = np.clip((far - RIM) / 0.2, 0, 1) if arm in ARMS else 1 - cv2.erode(mine, around)
+            give(arm, soft, rim, np.clip((down - SHOULDER) / 0.2, 0, 1) if arm in UPPER_ARMS else np.ones_like(down))
             skin = np.clip((BESIDE - far) / 0.3, 0, 1) * np.clip((soft - 0.4) / 0.25, 0, 1)
             taken = torch.from_numpy(np.asarray(own[k, torso].numpy() * skin, np.float32))
             own[k, torso] -= taken
             own[k, arm] = torch.maximum(own[k, arm], taken)
-            # Where both meet, a pixel has colours of both.
             edge = cv2.dilate(own[k, arm].numpy(), around)
             own[k, torso] *= torch.from_numpy(np.asarray(1 - edge * np.clip((soft - MIXED) / 0.15, 0, 1), np.float32))
+        neck, crown = skeleton.bones[k, HEAD, :, :2]
+        up = np.stack([x, y], -1) @ (crown - neck) - neck @ (crown - neck)
+        up /= max(float(((crown - neck) ** 2).sum()), 1e-6)
+        soft = likeness((own[k, HEAD].numpy() > 0.8) & (up > CHIN))
+        if soft is not None:
+            below = np.clip((CHIN - up) / 0.2, 0, 1)
+            give(HEAD, soft, below, below)
 
     side_by_side(free, range(len(frames)))
     return own, core
+
+
+def _soft(picture: Array, sigma: float) -> Array:
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), max(1.0, sigma)), np.float32)
 
 
 def _telling(one: list[npt.NDArray[np.intp]], other: list[npt.NDArray[np.intp]]) -> Array | None:

@@ -66,7 +66,7 @@ def slender(
         for limb, there in inside.items():
             own[k, limb] -= outside[limb]
             core[k, limb] *= there
-        for limb, left in outside.items():
+        for left in outside.values():
             for other, there in inside.items():
                 if np.isfinite(half[other]).all():
                     own[k, other] = torch.maximum(own[k, other], left * there)
