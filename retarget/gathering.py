@@ -17,7 +17,7 @@ from .errors import InputError, NobodyFound, UsageError
 from .pose import PoseOptions, crowded, crowds, estimate, estimate_images
 from .pose.base import person_point, seen
 from .references import Gathered, working_size
-from .skeleton import J
+from .skeleton import PART, J
 from .types import Array, Image, PoseTrack, Progress
 from .video import open_reader, probe, read_image
 
@@ -31,12 +31,19 @@ SMALLEST = 16
 """Pixels of the short side, below which nobody can be seen."""
 KEPT_POSES = 240
 """Poses of the person that an avatar keeps, to measure the body by."""
+FACE, TOUCHED = 0.8, 0.5
+"""How much worse a picture shows the head if the face is all blur, or a hand is at it (units of feature distance)."""
 
 
-def sharpness(frame: Image, body: Array) -> float:
-    """How sharp the person is: the strength of fine detail around the body's joints, against that of coarse detail."""
+def sharpness(frame: Image, body: Array) -> tuple[float, float]:
+    """How sharp the person and the face are: the strength of fine detail around the joints, against that of coarse
+    detail."""
+    return _sharp(frame, body), _sharp(frame, body[: J["mouth_right"] + 1])
+
+
+def _sharp(frame: Image, joints: Array) -> float:
     height, width = frame.shape[:2]
-    xy = body[:, :2][np.isfinite(body[:, :2]).all(1)]
+    xy = joints[:, :2][np.isfinite(joints[:, :2]).all(1)]
     if len(xy) == 0:
         return 0.0
     x0, y0 = np.clip(xy.min(0) - 8, 0, (width - 16, height - 16)).astype(int)
@@ -55,7 +62,7 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
 
     Args:
         track: N candidates, all with a body.
-        sharp: (N,) sharpness.
+        sharp: (N, 2) sharpness of the person and of the face.
 
     Returns:
         Indices, the most useful picture first.
@@ -63,12 +70,13 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     looks = parts.skeletons(track)
     xy = track.body[:, :, :2]
     inside = ((xy > 0) & (xy < np.array(track.size))).all(2).mean(1)
-    order = np.argsort(np.argsort(sharp)) / max(1, len(sharp) - 1)
+    order = np.argsort(np.argsort(sharp[:, 0])) / max(1, len(sharp) - 1)
     # A fraction of the clip's typical sharpness matters more than the rank among sharp frames.
-    blur = np.clip(1 - sharp / max(float(np.quantile(sharp, 0.7)), 1e-6), 0, 1)
+    blur, face = np.clip(1 - sharp / np.maximum(np.quantile(sharp, 0.7, axis=0), 1e-6), 0, 1).T
     penalty = 0.8 * blur + 0.15 * (1 - order) + 2.0 * (1 - inside)
     cost = np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1)  # (pose, picture, P)
     cost = cost + penalty[None, :, None] + 0.5 * (1 - looks.visible)[None]
+    cost[..., PART["head"]] += FACE * face + TOUCHED * parts.touched(looks)
     # Poses that are held or repeated count once: what the person looks like matters, not for how long.
     looks_alike = (np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1).mean(2) < 0.25).sum(1)
     weight = 1 / np.sqrt(looks_alike)
@@ -131,7 +139,7 @@ def from_video(
     candidates = found[np.unique(np.linspace(0, len(found) - 1, CANDIDATES).round().astype(int))]
     for_plate = set(found[np.unique(np.linspace(0, len(found) - 1, PLATE_FRAMES).round().astype(int))].tolist())
     progress.stage("Choosing frames", len(track))
-    sharp: dict[int, float] = {}
+    sharp: dict[int, tuple[float, float]] = {}
     wanted = set(candidates.tolist())
     kept: dict[int, Image] = {}
     with open_reader(path, end=None if pick else end, size=wh) as frames:

@@ -38,11 +38,23 @@ def test_blur_lowers_sharpness(puppet):
     body = puppet.body()
     picture = puppet.cloth(0)
     values = [sharpness(cv2.GaussianBlur(picture, (0, 0), s) if s else picture, body) for s in (0, 0.7, 1.5, 3)]
-    assert values == sorted(values, reverse=True)
-    assert values[0] > 1.5 * values[2]
+    for which in zip(*values, strict=True):
+        assert list(which) == sorted(which, reverse=True)
+        assert which[0] > 1.5 * which[2]
     nobody = np.full((33, 4), np.nan, np.float32)
-    assert sharpness(picture, nobody) == 0
-    assert np.isfinite(sharpness(picture, puppet.body(at=(-300, 900))))  # far outside
+    assert sharpness(picture, nobody) == (0, 0)
+    assert np.isfinite(sharpness(picture, puppet.body(at=(-300, 900)))).all()  # far outside
+
+
+def test_the_sharpness_of_the_face_is_that_of_the_face(puppet):
+    body = puppet.body()
+    whole = picture = puppet.cloth(0)
+    top, bottom = int(body[:11, 1].min()) - 12, int(body[:11, 1].max()) + 12
+    picture = picture.copy()
+    picture[top:bottom] = cv2.GaussianBlur(picture, (0, 0), 3)[top:bottom]
+    person, face = np.divide(sharpness(picture, body), sharpness(whole, body))
+    assert face < 0.5
+    assert person > 0.8
 
 
 POSES = [{}, {"left": (90, 90), "right": (20, 20)}, {"left": (30, 30), "right": (160, 170)}]
@@ -50,7 +62,7 @@ POSES = [{}, {"left": (90, 90), "right": (20, 20)}, {"left": (30, 30), "right": 
 
 def test_different_poses_are_chosen_before_repeated_ones(puppet):
     bodies = [puppet.body(**POSES[n]) for n in (0, 0, 0, 0, 1, 0, 2, 0, 0)]
-    chosen = choose(puppet.track(*bodies), np.ones(9), 3)
+    chosen = choose(puppet.track(*bodies), np.ones((9, 2)), 3)
     assert len(set(chosen)) == 3
     assert {4, 6} < set(chosen)
 
@@ -58,18 +70,38 @@ def test_different_poses_are_chosen_before_repeated_ones(puppet):
 def test_of_equal_poses_the_sharp_picture_is_chosen(puppet):
     bodies = [puppet.body(**POSES[n]) for n in (0, 0, 0, 1, 1, 1)]
     sharp = np.array([0.2, 0.9, 0.3, 0.3, 0.2, 0.8])
-    assert set(choose(puppet.track(*bodies), sharp, 2)) == {1, 5}
+    for face in (sharp, np.ones(6)):
+        assert set(choose(puppet.track(*bodies), np.stack([sharp, face], 1), 2)) == {1, 5}
+
+
+def test_of_equal_poses_the_one_with_a_sharp_face_is_chosen(puppet):
+    sharp = np.ones((40, 2))
+    sharp[:, 0] += 1e-6 * np.arange(40)
+    sharp[:, 1] = np.where(np.arange(40) == 32, 1, 0.1)
+    sharp[:16, 1] = 0.9  # but these are a little less sharp as a whole
+    sharp[:16, 0] = 0.8
+    assert choose(puppet.track(*[puppet.body()] * 40), sharp, 1) == [32]
+
+
+def test_a_hand_at_the_face_is_worse_than_one_beside_it(puppet):
+    at, beside = puppet.body(), puppet.body()
+    at[[15, 17, 19, 21], :2] = at[0, :2]
+    beside[[15, 17, 19, 21], :2] = beside[0, :2] + (30, 0)
+    for bodies, best in (((at, beside) * 20, 39), ((beside, at) * 20, 38)):
+        sharp = np.ones((40, 2))
+        sharp[:, 0] += 1e-6 * np.arange(40)
+        assert choose(puppet.track(*bodies), sharp, 1) == [best]
 
 
 def test_of_equal_poses_the_whole_person_is_chosen(puppet):
     bodies = [puppet.body(at=(64, 130)), puppet.body(), puppet.body(at=(8, 76))]
-    assert choose(puppet.track(*bodies), np.ones(3), 1) == [1]
+    assert choose(puppet.track(*bodies), np.ones((3, 2)), 1) == [1]
 
 
 def test_never_more_than_there_are_and_none_twice(puppet):
     bodies = [puppet.body((angle, 20)) for angle in range(0, 100, 20)]
     for count in (1, 4, 5, 9):
-        chosen = choose(puppet.track(*bodies), np.ones(5), count)
+        chosen = choose(puppet.track(*bodies), np.ones((5, 2)), count)
         assert len(chosen) == len(set(chosen)) == min(count, 5)
 
 

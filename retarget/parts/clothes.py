@@ -25,8 +25,9 @@ BINS = (8, 24, 24)
 """Of lightness, and of the two other channels of CIELAB: light changes the first the most."""
 FEWEST = 50
 """Pixels of each, without which there is no telling."""
-MIDDLE, RIM = 0.6, 0.5
-"""Radii from its bone up to which all is an arm's own, and from which on it may be what is behind it."""
+MIDDLE, RIM, CORE = 0.6, 0.5, 0.2
+"""Radii from its bone up to which all is an arm's own, from which on it may be what is behind it, and from which on
+both."""
 BESIDE = 2.2
 """Radii from its bone within which the trunk does not look like an arm: there it is one."""
 SHOULDER = 0.5
@@ -122,7 +123,8 @@ def freed(
             if soft is None:
                 continue
             rim = np.clip((far - RIM) / 0.2, 0, 1) if arm in ARMS else 1 - cv2.erode(mine, around)
-            give(arm, soft, rim, np.clip((down - SHOULDER) / 0.2, 0, 1) if arm in UPPER_ARMS else np.ones_like(down))
+            side = np.clip((far - CORE) / 0.2, 0, 1)
+            give(arm, soft, rim, side * np.clip((down - SHOULDER) / 0.2, 0, 1) if arm in UPPER_ARMS else side)
             skin = np.clip((BESIDE - far) / 0.3, 0, 1) * np.clip((soft - 0.4) / 0.25, 0, 1)
             taken = torch.from_numpy(np.asarray(own[k, torso].numpy() * skin, np.float32))
             own[k, torso] -= taken

@@ -104,7 +104,7 @@ def test_a_bare_arm_leaves_the_shirt_behind_it_to_the_trunk(puppet):
     assert found[0, arm].numpy()[rim].mean() < 0.2
     assert may[0, arm].numpy()[rim].mean() < 0.2  # nor is it hidden there
     assert found[0, torso].numpy()[rim].mean() > 0.5
-    inside = (far < 0.45) & (own[0, arm].numpy() > 0.5)
+    inside = (far < 0.2) & (own[0, arm].numpy() > 0.5)
     np.testing.assert_array_equal(found[0, arm].numpy()[inside], own[0, arm].numpy()[inside])
     touched = {torso, arm, *(PART[n] for n in ("left_hand", "right_lower_arm", "left_upper_arm", "right_upper_arm"))}
     for part in set(range(own.shape[1])) - touched:
@@ -131,6 +131,55 @@ def test_the_trunk_has_none_of_the_pixels_that_show_both(puppet):
     found, _ = freed(frames, own, core, skeleton)
     assert mixed.sum() > 5
     assert found[0, torso].numpy()[mixed].mean() < 0.2
+
+
+def test_an_arm_has_none_of_them_either_but_is_completed_there(puppet):
+    frames, own, core, skeleton, far = crossed_arm(puppet, RED)
+    arm = PART["left_lower_arm"]
+    mixed = (far > 0.7) & (far < 0.95) & (own[0, arm].numpy() > 0.8)
+    frames[0, :, torch.from_numpy(mixed)] = torch.tensor([RED, BLUE]).float().mean(0)[:, None] / 255
+    found, may = freed(frames, own, core, skeleton)
+    assert mixed.sum() > 5
+    assert found[0, arm].numpy()[mixed].mean() < 0.3
+    inner = (far < 0.6) & (own[0, arm].numpy() > 0.8)
+    assert may[0, arm].numpy()[inner].mean() > 0.9
+
+
+def collar(puppet, head: tuple[int, int, int]):
+    """Somebody in blue up to the chin, as `freed` takes it, and how far up the head's bone each pixel is."""
+    body = puppet.body()
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own, core, _ = (np.stack([m]) for m in part_mattes(skeleton, matte))
+    y, x = np.mgrid[:160, :128] + 0.5
+    a, b = skeleton.bones[0, PART["head"], :, :2]
+    up = ((x - a[0]) * (b - a)[0] + (y - a[1]) * (b - a)[1]) / ((b - a) ** 2).sum()
+    picture = np.empty((160, 128, 3))
+    picture[:] = BLUE
+    picture[(up > 0.1) & (own[0, PART["head"]] > 0.01)] = head
+    noise = np.random.default_rng(0).normal(0, 3, picture.shape)
+    frames = torch.from_numpy(np.clip(picture + noise, 0, 255) / 255).float().permute(2, 0, 1)[None]
+    return frames, torch.from_numpy(own), torch.from_numpy(core), skeleton, up
+
+
+def test_a_head_leaves_its_collar_to_the_trunk(puppet):
+    frames, own, core, skeleton, up = collar(puppet, RED)
+    head, torso = PART["head"], PART["torso"]
+    found, may = freed(frames, own, core, skeleton)
+    below = torch.from_numpy(up < -0.1) & (own[0, head] > 0.5)
+    assert below.sum() > 5
+    assert found[0, head][below].mean() < 0.1
+    assert may[0, head][below].mean() < 0.1
+    assert found[0, torso][below].mean() > 0.8
+    above = torch.from_numpy(up > 0.35) & (own[0, head] > 0.5)
+    torch.testing.assert_close(found[0, head][above], own[0, head][above])
+    torch.testing.assert_close(may[0, head][above], core[0, head][above])
+
+
+def test_hair_like_the_shirt_stays_with_the_head(puppet):
+    frames, own, core, skeleton, _ = collar(puppet, BLUE)
+    found, may = freed(frames, own, core, skeleton)
+    assert torch.equal(found[0, PART["head"]], own[0, PART["head"]])
+    assert torch.equal(may[0, PART["head"]], core[0, PART["head"]])
 
 
 def test_a_sleeve_like_the_shirt_stays_as_it_was_cut(puppet):
