@@ -7,7 +7,7 @@ bone in the reference onto its bone in the driving pose. Beyond the paper, which
   that neighbours prefer one picture (`choose`), by their poses, by how well they show each other (`blame`), and by what
   a net has learned of such choices (`models.choice`);
 * what a part hides behind another part in one reference is completed from the other references (`cut`), a torso's cloth
-  after it has been laid over theirs (`registration`);
+  after it has been laid over theirs (`registration`), a leg no thicker than it is where it can be seen (`thickness`);
 * the parts are laid over each other by depth (`Layout.order`), not in a fixed order;
 * the head also follows the face mesh, a hand its joints, by a smooth residual field (`Layout.bend`).
 

@@ -33,6 +33,8 @@ FINGERS = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1
 """The bones of a hand, by its 21 joints."""
 PALM = (0, 1, 5, 9, 13, 17)
 """The joints around it."""
+CRUMB = 0.015
+"""Share of a part below which a piece by itself is none."""
 GAP = 0.2
 """The matte between two limbs at which they are apart."""
 MIRRORED = 0.5
@@ -337,6 +339,7 @@ def cut(
     hangs = hanging(frames, own, core, skeleton)
     skirt = hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1), hangs * core[:, HIPS].amax(1, keepdim=True)
     own, core = (torch.cat(both, 1) for both in zip(slender(own, core, mattes, skeleton), skirt, strict=True))
+    own = torch.stack(side_by_side(lambda one: torch.stack([_whole(part) for part in one]), own))
     moves = np.concatenate([moves, moves[:, :, 1:2]], 2)
 
     corners, sizes = zip(
@@ -404,6 +407,14 @@ def cut(
         complete, [(p, i) for p in range(len(PARTS) + 1) for i in range(k) if np.isfinite(corners[p][i]).all()]
     )
     return Cutouts(textures, origins, 1, skeleton, shown, np.zeros(k), np.zeros((len(PARTS), k)))
+
+
+def _whole(part: torch.Tensor) -> torch.Tensor:
+    """A part's matte (H, W) without crumbs: what is no piece of it, but small and by itself."""
+    _, which, stats, _ = cv2.connectedComponentsWithStats((part.numpy() > 0.02).astype(np.uint8), connectivity=8)
+    area = stats[1:, cv2.CC_STAT_AREA]
+    crumbs = 1 + np.flatnonzero(area < CRUMB * area.sum())
+    return part * torch.from_numpy(~np.isin(which, crumbs)) if len(crumbs) else part
 
 
 def _framed(there: npt.NDArray[np.bool_]) -> tuple[Float, tuple[int, int]]:

@@ -245,3 +245,26 @@ def test_where_soft_edges_meet_nothing_shows_through(puppet):
     assert (own[0, torso] < 0.6).numpy()[int(middle[1] + made.origins[torso, 0, 1])].any()
     assert alpha.min() > 0.9
     assert alpha.max() <= 1 + 1e-5
+
+
+def test_crumbs_of_a_part_are_left_out(puppet):
+    """A speck that is owned far from a part would float beside it in every frame; what is cut in two is kept."""
+    body, arm = puppet.body((80, 70), (60, 80), legs=14), PART["left_lower_arm"]
+    skeleton, matte = skeletons(puppet.track(body)), puppet.matte(body)
+    own, core, alone = (np.stack([m]) for m in part_mattes(skeleton, matte))
+    frames = torch.full((1, 3, 160, 128), 0.5)
+    mattes = torch.from_numpy(matte)[None, None]
+
+    def area(owned: np.ndarray) -> float:
+        made = cut(frames, torch.from_numpy(owned), torch.zeros(core.shape), mattes, alone, skeleton)
+        return float(made.textures[arm][0, 3].sum())
+
+    whole = area(own)
+    crumb = own.copy()
+    crumb[0, arm, 10:12, 10:11] = 1
+    assert area(crumb) == pytest.approx(whole)
+    ys, _ = np.nonzero(own[0, arm] > 0.02)
+    halves = own.copy()
+    halves[0, arm, int(np.median(ys))] = 0
+    gone = float(own[0, arm, int(np.median(ys))].sum())
+    assert area(halves) == pytest.approx(whole - gone, rel=0.02)
