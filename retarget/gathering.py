@@ -31,8 +31,9 @@ SMALLEST = 16
 """Pixels of the short side, below which nobody can be seen."""
 KEPT_POSES = 240
 """Poses of the person that an avatar keeps, to measure the body by."""
-FACE, TOUCHED = 0.8, 0.5
-"""How much worse a picture shows the head if the face is all blur, or a hand is at it (units of feature distance)."""
+FACE, BLURRED = 0.8, 0.4
+"""How much worse a picture shows the head if the face is blurred (units of feature distance), and which share of the
+detail of other pictures it may lack before it is."""
 
 
 def sharpness(frame: Image, body: Array) -> tuple[float, float]:
@@ -76,7 +77,7 @@ def choose(track: PoseTrack, sharp: npt.NDArray[np.floating], count: int) -> lis
     penalty = 0.8 * blur + 0.15 * (1 - order) + 2.0 * (1 - inside)
     cost = np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1)  # (pose, picture, P)
     cost = cost + penalty[None, :, None] + 0.5 * (1 - looks.visible)[None]
-    cost[..., PART["head"]] += FACE * face + TOUCHED * parts.touched(looks)
+    cost[..., PART["head"]] += FACE * np.clip((face - BLURRED) / 0.2, 0, 1)
     # Poses that are held or repeated count once: what the person looks like matters, not for how long.
     looks_alike = (np.linalg.norm(looks.features[:, None] - looks.features[None], axis=-1).mean(2) < 0.25).sum(1)
     weight = 1 / np.sqrt(looks_alike)

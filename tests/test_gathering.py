@@ -78,19 +78,9 @@ def test_of_equal_poses_the_one_with_a_sharp_face_is_chosen(puppet):
     sharp = np.ones((40, 2))
     sharp[:, 0] += 1e-6 * np.arange(40)
     sharp[:, 1] = np.where(np.arange(40) == 32, 1, 0.1)
-    sharp[:16, 1] = 0.9  # but these are a little less sharp as a whole
+    sharp[:16, 1] = 0.7  # enough, but these are a little less sharp as a whole
     sharp[:16, 0] = 0.8
     assert choose(puppet.track(*[puppet.body()] * 40), sharp, 1) == [32]
-
-
-def test_a_hand_at_the_face_is_worse_than_one_beside_it(puppet):
-    at, beside = puppet.body(), puppet.body()
-    at[[15, 17, 19, 21], :2] = at[0, :2]
-    beside[[15, 17, 19, 21], :2] = beside[0, :2] + (30, 0)
-    for bodies, best in (((at, beside) * 20, 39), ((beside, at) * 20, 38)):
-        sharp = np.ones((40, 2))
-        sharp[:, 0] += 1e-6 * np.arange(40)
-        assert choose(puppet.track(*bodies), sharp, 1) == [best]
 
 
 def test_of_equal_poses_the_whole_person_is_chosen(puppet):

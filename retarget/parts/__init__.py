@@ -16,7 +16,7 @@ Geometry is NumPy on a handful of points; pictures are torch, on the model's dev
 
 from .choosing import CLUES, choose, clues, cost
 from .clothes import freed
-from .cutting import Cutouts, cut, part_mattes, touched
+from .cutting import Cutouts, cut, part_mattes
 from .geometry import Skeleton, affines, body_scale, inverse, skeletons
 from .judging import blame, errors
 from .layout import Layout, LayoutState, Piece, contact, lay_out, render
@@ -43,5 +43,4 @@ __all__ = [
     "part_mattes",
     "render",
     "skeletons",
-    "touched",
 ]

@@ -279,7 +279,7 @@ def _crispness(frames: torch.Tensor, own: torch.Tensor) -> Float:
     return found.numpy().astype(np.float64)
 
 
-def touched(skeleton: Skeleton) -> Float:
+def _touched(skeleton: Skeleton) -> Float:
     """How near a hand is to the head, (K,) in 0..1: what is cut out with a head shows in every frame."""
     head = PART["head"]
     a, b = (skeleton.bones[:, head, None, end, :2] for end in (0, 1))
@@ -335,7 +335,7 @@ def cut(
     shown = np.clip(shown - 0.35 * (1 - crisp / np.maximum(crisp.max(0), 1e-6)), 0, 1)
     limbs = np.array([0.0 if p in ("head", "torso") else 0.35 for p in PARTS])
     shown = np.clip(shown - limbs * (alone.max(0) - alone), 0, 1)
-    shown[:, PART["head"]] *= 1 - TOUCHED * touched(skeleton)
+    shown[:, PART["head"]] *= 1 - TOUCHED * _touched(skeleton)
     hangs = hanging(frames, own, core, skeleton)
     skirt = hangs * own[:, HIPS].sum(1, keepdim=True).clamp_max(1), hangs * core[:, HIPS].amax(1, keepdim=True)
     own, core = (torch.cat(both, 1) for both in zip(slender(own, core, mattes, skeleton), skirt, strict=True))
