@@ -41,7 +41,7 @@ class Listener(Silent):
     def note(self, message):
         print(message, flush=True)
 
-options = module.PersonalizeOptions(frames=3, steps={steps}, name="me", init="pretrain", seed=2, device="cpu")
+options = module.PersonalizeOptions(frames=3, steps={steps}, name="me", init="pretrain", seed=1, device="cpu")
 module.personalize({clip!r}, options, progress=Listener())
 """
 
