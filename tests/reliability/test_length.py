@@ -39,10 +39,13 @@ class Used(NamedTuple):
 
 
 def processes(pid: int) -> Iterator[int]:
+    """A process and those below it, but for what is about to become another program: it still has its parent's memory."""
     yield pid
+    program = Path(f"/proc/{pid}/cmdline").read_bytes()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
-            yield from processes(int(child))
+            if Path(f"/proc/{child}/cmdline").read_bytes() != program:
+                yield from processes(int(child))
 
 
 def memory(pid: int) -> int:
