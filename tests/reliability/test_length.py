@@ -39,7 +39,7 @@ class Used(NamedTuple):
 
 
 def processes(pid: int) -> Iterator[int]:
-    """A process and those below it, but for what is about to become another program: it still has its parent's memory."""
+    """A process and those below it, but for one about to become another program: it still has its parent's memory."""
     yield pid
     program = Path(f"/proc/{pid}/cmdline").read_bytes()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
