@@ -222,6 +222,7 @@ class Dance(RetargetModel):
         cut = side_by_side(lambda k: parts.part_mattes(skeleton.take([k]), matte[k, 0].numpy()), range(len(rgb)))
         own, core = (torch.from_numpy(np.stack([c[i] for c in cut])) for i in (0, 1))
         alone = np.stack([c[2] for c in cut])
+        del cut  # as much again
         own, core = parts.freed(rgb, own, core, skeleton)
         full = parts.cut(rgb, own, core, matte, alone, skeleton)
         # Half the resolution tells as much as all of it.

@@ -123,7 +123,8 @@ def test_twenty_minutes(looped: Callable[[float], Path], tmp_path: Path) -> None
         return used
 
     short, twice, long = drive(20), drive(40), drive(60 * MINUTES)
-    assert long.memory < 1.1 * short.memory
+    # Most is needed to begin with, by threads, and how much of it at once is chance.
+    assert long.memory < 1.1 * max(short.memory, twice.memory)
     assert long.temporary < long.output
     # What a command takes to begin with counts once.
     assert long.seconds < 1.15 * (short.seconds + (3 * MINUTES - 1) * (twice.seconds - short.seconds))
